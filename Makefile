@@ -1,0 +1,58 @@
+# `make` alone lists what there is. Everything runs in .venv, which is rebuilt when its recipe changes.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+READY := .venv/.ready
+
+# A chosen few tests say nothing about the coverage of the whole.
+COVERAGE := $(if $(strip $(ARGS)),--no-cov,--cov --cov-report=term)
+
+.PHONY: help demo test lint format types contract wheel check clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+demo: $(READY) ## an outage, a kill -9 and a recovery, against a local Per
+	@$(BIN)/perqueue demo
+
+test: $(READY) ## all tests, with coverage; or some: make test ARGS="-k flush -x"
+	@rm -f .coverage .coverage.*
+	@$(BIN)/python -m pytest --durations=10 $(COVERAGE) $(ARGS)
+
+lint: $(READY) ## style: ruff's rules and its formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(READY) ## let ruff repair what it can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+types: $(READY) ## mypy, strict
+	@$(BIN)/mypy perqueue $(wildcard tests/typing examples)
+
+contract: $(READY) ## the layering rule: nothing imports upwards
+	@$(BIN)/lint-imports
+
+wheel: $(READY) ## build sdist and wheel into dist/, and try the wheel by itself
+	@.ci/check-wheel $(BIN)/python
+
+check: lint types contract wheel test ## all of the above, as CI does
+
+clean: ## remove everything that was made here
+	@rm -rf .venv dist build .coverage .coverage.* htmlcov .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The version is part of the installed metadata, so a new one needs a new installation.
+$(READY): pyproject.toml perqueue/_version.py .ci/make-venv
+	@echo 'Setting up .venv (once, and again whenever pyproject.toml changes) ...'
+	@.ci/make-venv "$(PYTHON)" .venv
+	@$(BIN)/python -m pip install -qq --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install -qq --group dev --editable '.[sandbox]'
+	@touch $@

@@ -1,0 +1,33 @@
+"""The two clocks, injectable: the wall dates things, the monotonic one measures waits."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Where time comes from. Tests replace the two functions."""
+
+    wall: Callable[[], float] = time.time
+    """Seconds since the epoch; may jump."""
+    monotonic: Callable[[], float] = time.monotonic
+    """Seconds from an arbitrary start; never jumps, and every deadline counts in it."""
+
+    def time_ms(self) -> int:
+        """Return the wall clock in whole milliseconds since the epoch, the unit of the outbox."""
+        return int(self.wall() * 1000)
+
+
+SYSTEM_CLOCK = Clock()
+
+
+def datetime_from_ms(milliseconds: int) -> datetime:
+    """Turn the outbox's unit into an aware UTC datetime."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)

@@ -1,0 +1,552 @@
+"""Draining: claim, deliver, settle, for as long as this process is the elected one.
+
+Everything here runs in one event loop. Activities move from the outbox to ``_ready``, to a request in
+flight, to ``_outcomes``, and leave with the transaction that settles them. What fails while nothing gets
+through goes to ``_suspects``, so that the next probe is another activity: the outage may be only its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+from perqueue._activity import TRANSITIONS, Event, Outcome, Settlement, State, Verdict
+from perqueue._outbox import Hold, Settled
+from perqueue._pace import PROBE_INTERVAL, Gate, jittered
+from perqueue.exceptions import OutboxError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from perqueue._activity import Activity
+    from perqueue._clock import Clock
+    from perqueue._outbox import Outbox, Position
+    from perqueue._pace import Pace
+    from perqueue._settings import RetryPolicy
+
+log = logging.getLogger("perqueue")
+
+TICK = 0.075
+"""Seconds after which a record() in another process is noticed at the latest."""
+SETTLE_DELAY = 0.01
+"""Seconds that outcomes gather for one transaction."""
+SETTLE_BATCH = 64
+REFUSAL_STREAK = 20
+"""Refusals in a row for one reason, with nothing accepted, that mean it is not the activities' fault."""
+_MOST_SUSPECTS = 64
+_STUCK_RETRY = 0.5
+_PRUNE_BATCH = 50
+_PRUNE_INTERVAL = 60.0
+_MOST_KEPT = 10_000_000
+
+
+class Observer(Protocol):
+    """Who is told what the drain did. Called on the drain's thread; must be quick, and must not raise."""
+
+    def on_settled(self, outcomes: dict[int, Settled], rejected: list[Activity]) -> None:
+        """These activities are no longer pending."""
+
+    def on_hold(self, hold: Hold) -> None:
+        """A probe failed, or Per asked to wait; stored before this call."""
+
+    def on_tick(self) -> None:
+        """Called about once a second."""
+
+
+class Drain:
+    """One term as the elected drainer."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        deliver: Callable[[Activity], Awaitable[Outcome]],
+        observer: Observer,
+        pace: Pace,
+        complaints: set[str],
+        *,
+        policy: RetryPolicy,
+        keep_delivered_ms: int,
+        clock: Clock,
+    ) -> None:
+        self._outbox = outbox
+        self._deliver = deliver
+        self._observer = observer
+        self._policy = policy
+        self._keep_ms = keep_delivered_ms
+        self._clock = clock
+        self._pace = pace
+        self._complaints = complaints  # what was logged and is not over, so that it is logged once
+        self._event = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._asleep = False
+        self._stopping = False
+        self._grace: float | None = None
+        self._token_refused = False
+        self._crash: BaseException | None = None
+
+        self._cursor = 0
+        self._outstanding: dict[int, Activity] = {}
+        self._ready: deque[Activity] = deque()
+        self._suspects: deque[Activity] = deque()
+        self._failed_at: dict[int, float] = {}
+        self._answered_at = float("-inf")
+        self._lanes: set[asyncio.Task[None]] = set()
+        self._outcomes: list[Settlement] = []
+        self._settle_at: float | None = None
+        self._streak: list[int] = []
+        self._streak_reason: str | None = None
+        self._stored_hold: Hold | None = None
+        self._announced: tuple[Gate, float] | None = None
+
+        self._fresh = self._recheck_due = True
+        self._all_due = False
+        self._next_due: int | None = None
+        self._changes = self._probe_requests = -1
+        self._next_prune = self._next_second = float("-inf")
+
+        self.in_flight = 0
+        """Requests that are being waited for."""
+        self.trouble: str | None = None
+        """Why outcomes cannot be stored or activities not be read; nothing is sent meanwhile."""
+
+    # -- called from any thread
+
+    def more(self) -> None:
+        """There is a new activity. Cheap, unless the drain is asleep."""
+        self._fresh = True
+        if self._asleep:
+            self._asleep = False
+            self._call(self._event.set)
+
+    def probe(self, handled: Callable[[], object]) -> None:
+        """Somebody waits: end a backoff now, and call ``handled``, unless this term is over."""
+        self._call(self._probe, handled)
+
+    def stop(self, grace: float) -> None:
+        """Send nothing more; give requests in flight ``grace`` seconds to be answered."""
+        self._call(self._stop, grace)
+
+    def _call(self, function: Callable[..., object], *args: object) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, *args)
+
+    # -- called in the loop
+
+    def _probe(self, handled: Callable[[], object]) -> None:
+        if self._stopping or self._token_refused:
+            return
+        handled()
+        self._pace.wake()
+        self._all_due = True
+        self._event.set()
+
+    def _stop(self, grace: float) -> None:
+        self._stopping = True
+        self._grace = grace
+        self._event.set()
+
+    async def run(self) -> None:
+        """Drain until stopped, or until the token is refused."""
+        self._begin(self._outbox.position())
+        try:
+            while not self._stopping and not self._token_refused:
+                self._turn()
+                await self._rest()
+                if self._crash is not None:
+                    raise self._crash
+        finally:
+            await self._finish()
+
+    def _begin(self, position: Position) -> None:
+        self._outbox.set_drainer(os.getpid())
+        self._cursor = position.drained_through
+        self._probe_requests = position.probe_requests
+        self._stored_hold = hold = position.hold
+        if hold is not None and self._pace.gate is None and hold.kind in (Gate.RETRY_AFTER, Gate.REFUSED):
+            longest = PROBE_INTERVAL if hold.kind == Gate.REFUSED else self._policy.retry_after_cap
+            wait = min(max(0.0, (hold.until - self._clock.time_ms()) / 1000), longest)
+            self._pace.resume(Gate(hold.kind), hold.reason, wait)
+        if self._pace.gate is not None:
+            self._announced = (self._pace.gate, self._pace.closed_at)
+        self._streak_reason = position.refusal_reason
+        if position.refusal_streak:
+            since = position.rejections - position.refusal_streak
+            self._streak = [a.id for a in self._outbox.rejected_since(since, REFUSAL_STREAK)]
+            if len(self._streak) >= REFUSAL_STREAK:  # a crash came between settling and taking back
+                self._pace.refused(self._clock.monotonic(), Gate.REFUSED, self._streak_reason or "")
+                self._take_back_streak()
+
+    def _turn(self) -> None:
+        """Do everything that can be done without waiting."""
+        try:
+            self._settle()
+            self._store_hold()
+            self._look_around()
+            self._fill()
+            self.trouble = None
+        except OutboxError as error:
+            if self.trouble is None:
+                log.error("delivery waits until the outbox works again: %s", error)
+            self.trouble = str(error)
+            return
+        self._open_lanes()
+
+    async def _rest(self) -> None:
+        """Wait for an outcome, a wake-up, or the next thing that has its time."""
+        now = self._clock.monotonic()
+        wait = TICK
+        if self.trouble is not None:
+            wait = _STUCK_RETRY
+        elif self._settle_at is not None:
+            wait = min(wait, self._settle_at - now)
+        if self._pace.gate is not None and self._ready and not self.in_flight:
+            wait = min(wait, max(self._pace.wait(), 0.001))
+        self._asleep = len(self._ready) < self._low_water()
+        if self._asleep and self._fresh and self.trouble is None:
+            wait = 0  # a record() came after the last look
+        if wait > 0:
+            alarm = self._loop.call_later(wait, self._event.set)
+            await self._event.wait()
+            alarm.cancel()
+        else:
+            await asyncio.sleep(0)
+        self._asleep = False
+        self._event.clear()
+
+    async def _finish(self) -> None:
+        """Let requests in flight end, and settle them: what was accepted is not sent again."""
+        self._stopping = True
+        if self._lanes:
+            _, unfinished = await asyncio.wait(set(self._lanes), timeout=self._grace)
+            for lane in unfinished:
+                lane.cancel()
+            if unfinished:
+                await asyncio.wait(unfinished, timeout=1.0)
+        try:
+            self._settle()
+            self._store_hold()
+            self._outbox.set_drainer(None)
+        except OutboxError as error:
+            log.error(
+                "%d outcomes could not be stored, and those activities will be sent again: %s",
+                len(self._outcomes),
+                error,
+            )
+
+    # -- claiming
+
+    def _look_around(self) -> None:
+        """Notice what other processes did, and keep house."""
+        changes = self._outbox.change_counter()
+        if changes != self._changes:
+            self._changes = changes
+            self._fresh = self._recheck_due = True
+            requests = self._outbox.position().probe_requests
+            if requests != self._probe_requests:
+                self._probe_requests = requests
+                self._pace.wake()
+                self._all_due = True
+        now = self._clock.monotonic()
+        if now >= self._next_second:
+            self._next_second = now + 1.0
+            self._observer.on_tick()
+        if now >= self._next_prune:
+            more = self._outbox.prune(self._clock.time_ms() - self._keep_ms, _MOST_KEPT, _PRUNE_BATCH)
+            self._next_prune = now + (0.01 if more else _PRUNE_INTERVAL)
+
+    def _fill(self) -> None:
+        """Have enough activities ready for every lane, and never more than a few hundred in memory."""
+        low = self._low_water()
+        if len(self._ready) >= low:
+            return
+        want = 2 * low - len(self._ready)
+        came = self._claim_due(want)
+        if self._fresh and len(self._ready) < low:
+            self._fresh = False  # before the look: a record() during it sets it again
+            claimed = self._outbox.claim(self._cursor, want)
+            if claimed:
+                self._fresh = True
+                self._cursor = claimed[-1].id
+                came += self._take(claimed)
+        if came and self._pace.gate is Gate.BACKING_OFF and len(self._suspects) == 1:
+            # Everything that failed is one activity. Ask with another before calling it an outage.
+            self._pace.wake()
+        if self._pace.gate is Gate.REFUSED and not self.in_flight and not self._pace.wait():
+            self._take_newest()
+
+    def _low_water(self) -> int:
+        return 2 * self._pace.limit + 8
+
+    def _claim_due(self, want: int) -> int:
+        now = self._clock.time_ms()
+        farthest = now + int(self._policy.activity_cap * 1000)
+        if self._recheck_due:
+            self._recheck_due = False
+            self._next_due = self._outbox.next_due()
+        due = self._next_due
+        if due is None or not (self._all_due or due <= now or due > farthest):
+            self._all_due = False
+            return 0
+        claimed = self._outbox.claim_due(None if self._all_due else now, farthest, want, self._outstanding)
+        self._all_due = self._all_due and len(claimed) == want
+        self._recheck_due = True
+        return self._take(claimed)
+
+    def _take_newest(self) -> None:
+        """Probe with what was recorded last: it is likeliest to have a corrected activity type."""
+        newest = self._outbox.claim(self._outbox.position().last_id - 1, 1)
+        self._take(newest)
+        if newest and self._ready and self._ready[-1].id == newest[0].id:
+            self._ready.rotate(1)
+
+    def _take(self, claimed: list[Activity]) -> int:
+        new = [activity for activity in claimed if activity.id not in self._outstanding]
+        for activity in new:
+            self._outstanding[activity.id] = activity
+        self._ready.extend(new)
+        return len(new)
+
+    # -- delivering
+
+    def _open_lanes(self) -> None:
+        wanted = min(self._pace.allowance(), self.in_flight + len(self._ready) + len(self._suspects))
+        while len(self._lanes) < wanted:
+            lane = self._loop.create_task(self._lane())
+            self._lanes.add(lane)
+            lane.add_done_callback(self._lane_ended)
+
+    def _lane_ended(self, lane: asyncio.Task[None]) -> None:
+        self._lanes.discard(lane)
+        if not lane.cancelled() and lane.exception() is not None:
+            self._crash = lane.exception()
+            self._event.set()
+
+    def _next(self) -> Activity | None:
+        """Return what to send now, if anything may be sent."""
+        if self._stopping or self._token_refused or self.trouble is not None or self.in_flight >= self._pace.allowance():
+            return None
+        if self._ready and (self._pace.gate is None or len(self._suspects) < _MOST_SUSPECTS):
+            return self._ready.popleft()
+        if self._suspects:
+            return self._suspects.popleft()
+        return self._ready.popleft() if self._ready else None
+
+    async def _lane(self) -> None:
+        """Send one activity after the other."""
+        while (activity := self._next()) is not None:
+            self._pace.sending()
+            self.in_flight += 1
+            sent_at = self._clock.monotonic()
+            try:
+                outcome = await self._deliver(activity)
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:  # noqa: BLE001 - one activity must not stop the others
+                outcome = Outcome(verdict=Verdict.NO_ANSWER, reason=f"perqueue failed: {type(error).__name__}")
+            finally:
+                self.in_flight -= 1
+            self._answered(activity, outcome, sent_at)
+
+    def _answered(self, activity: Activity, outcome: Outcome, sent_at: float) -> None:
+        """Turn an outcome into what is to be stored, and tell the pace."""
+        reason = outcome.reason or "no reason"
+        was_closed = self._pace.gate is not None
+        match outcome.verdict:
+            case Verdict.ACCEPTED:
+                self._got_through(sent_at)
+                self._streak, self._streak_reason = [], None
+                self._put(activity, Event.ACCEPT, sent_at, transaction_id=outcome.transaction_id)
+            case Verdict.REJECTED:
+                self._refused(activity, reason, sent_at)
+            case Verdict.BAD_TOKEN:
+                self._ready.appendleft(activity)
+                self._token_refused = True
+                self._pace.refused(sent_at, Gate.BAD_TOKEN, reason)
+                self._complain(
+                    Gate.BAD_TOKEN,
+                    logging.ERROR,
+                    f"Per refused the activity token ({reason}): delivery is paused, everything is kept",
+                )
+            case Verdict.RATE_LIMITED | Verdict.NO_ANSWER:
+                self._unanswered(activity, outcome, reason, sent_at)
+        if was_closed and self._pace.gate is None:
+            self._recovered()
+        idle = not self.in_flight and not self._ready
+        if idle or len(self._outcomes) >= SETTLE_BATCH or len(self._ready) <= self._pace.limit:
+            self._event.set()
+        if idle or len(self._outcomes) >= SETTLE_BATCH or self._pace.gate is not None:
+            self._settle_at = self._clock.monotonic()
+            self._event.set()
+
+    def _got_through(self, sent_at: float) -> None:
+        self._answered_at = self._clock.monotonic()
+        self._pace.answered(sent_at)
+
+    def _refused(self, activity: Activity, reason: str, sent_at: float) -> None:
+        if self._pace.gate is Gate.REFUSED and reason == self._pace.reason:
+            self._ready.append(activity)  # nothing has changed: it is not this activity's fault
+            self._pace.refused(sent_at, Gate.REFUSED, reason)
+            return
+        self._got_through(sent_at)
+        if not (activity.attempts and activity.reason == reason):
+            # One that was taken back, and is refused again although others got through, does not count.
+            self._streak = [*self._streak, activity.id] if reason == self._streak_reason else [activity.id]
+            self._streak_reason = reason
+        self._put(activity, Event.REJECT, sent_at, reason=reason)
+        if len(self._streak) >= REFUSAL_STREAK:
+            self._pace.refused(self._clock.monotonic(), Gate.REFUSED, reason)
+            self._complain(
+                Gate.REFUSED,
+                logging.ERROR,
+                f"Per refused {REFUSAL_STREAK} activities in a row for one reason, and accepted none: delivery is"
+                " paused, they stay pending; `perqueue status` shows the reason",
+            )
+
+    def _unanswered(self, activity: Activity, outcome: Outcome, reason: str, sent_at: float) -> None:
+        """Keep it pending: on its own account if others get through, else as a suspect of an outage."""
+        failed_before = self._failed_at.get(activity.id, float("inf"))
+        own = activity.attempts > 0 or self._answered_at > min(sent_at, failed_before)
+        if own:
+            wait = jittered(self._policy.base, self._policy.activity_cap, activity.attempts + 1)
+            until = self._clock.time_ms() + int(wait * 1000)
+            self._put(activity, Event.DEFER, sent_at, reason=reason, not_before=until)
+        else:
+            self._failed_at[activity.id] = self._clock.monotonic()
+            self._suspects.append(activity)
+            self._put(activity, Event.DEFER, sent_at, reason=reason)
+        if outcome.verdict is Verdict.RATE_LIMITED:
+            self._pace.throttled(sent_at, reason, outcome.retry_after)
+        elif own and self._pace.gate is None:
+            self._pace.stumbled()
+        else:
+            self._pace.failed(sent_at, reason)
+            if self._pace.failures > 1:
+                self._complain(
+                    Gate.BACKING_OFF,
+                    logging.WARNING,
+                    f"Per does not answer ({_public(activity, reason)}): everything is kept, retrying",
+                )
+
+    def _complain(self, about: str, level: int, message: str) -> None:
+        """Log something once, until requests flow again."""
+        if about not in self._complaints:
+            self._complaints.add(about)
+            log.log(level, "%s", message)
+
+    def _recovered(self) -> None:
+        """Requests flow again: whatever failed meanwhile is sent in its turn."""
+        if self._complaints:
+            self._complaints.clear()
+            log.info("Per answers again: delivery goes on")
+        self._ready = deque(sorted([*self._suspects, *self._ready], key=lambda activity: activity.id))
+        self._suspects.clear()
+
+    # -- settling
+
+    def _put(
+        self,
+        activity: Activity,
+        event: Event,
+        sent_at: float,
+        *,
+        transaction_id: str | None = None,
+        reason: str | None = None,
+        not_before: int | None = None,
+    ) -> None:
+        if not self._outcomes and self._settle_at is None:
+            self._settle_at = self._clock.monotonic() + SETTLE_DELAY
+            self._event.set()  # so that the rest in progress learns of it
+        self._outcomes.append(
+            Settlement(
+                activity=activity,
+                event=event,
+                answered_at=self._clock.time_ms(),
+                duration_ms=max(0, int((self._clock.monotonic() - sent_at) * 1000)),
+                transaction_id=transaction_id,
+                reason=reason,
+                not_before=not_before,
+            )
+        )
+
+    def _settle(self) -> None:
+        """Write the outcomes that have gathered; they are held until that succeeds."""
+        if self._settle_at is None or (self._clock.monotonic() < self._settle_at and not self._stopping):
+            return
+        while self._outcomes:
+            batch = self._outcomes[: 2 * SETTLE_BATCH]
+            leaving = {s.activity.id for s in batch if s.event is not Event.DEFER or s.not_before is not None}
+            staying = min((i for i in self._outstanding if i not in leaving), default=self._cursor + 1)
+            self._outbox.settle(
+                batch,
+                drained_through=min(self._cursor, staying - 1),
+                refusals=(len(self._streak), self._streak_reason),
+            )
+            del self._outcomes[: len(batch)]
+            for activity_id in leaving:
+                self._outstanding.pop(activity_id, None)
+                self._failed_at.pop(activity_id, None)
+            if any(s.not_before is not None for s in batch):
+                self._recheck_due = True
+            self._report(batch)
+        if len(self._streak) >= REFUSAL_STREAK:
+            self._take_back_streak()
+        self._settle_at = None
+
+    def _take_back_streak(self) -> None:
+        """After a streak of refusals, make them pending again: the reason is not theirs."""
+        ids, self._streak = self._streak, []
+        reason, self._streak_reason = self._streak_reason or "", None
+        hold = Hold(kind=Gate.REFUSED, reason=reason, until=self._until())
+        self._stored_hold = self._outbox.take_back(ids, hold)
+        self._announced = (Gate.REFUSED, self._pace.closed_at)
+        self._recheck_due = True
+        self._observer.on_hold(self._stored_hold)
+
+    def _report(self, batch: list[Settlement]) -> None:
+        outcomes, rejected = {}, []
+        taken_back = self._streak if len(self._streak) >= REFUSAL_STREAK else ()
+        for settlement in batch:
+            state = TRANSITIONS[State.PENDING, settlement.event]
+            if state is State.PENDING or settlement.activity.id in taken_back:
+                continue
+            outcomes[settlement.activity.id] = Settled(
+                state=state,
+                transaction_id=settlement.transaction_id,
+                reason=settlement.reason,
+                settled_at=settlement.answered_at,
+            )
+            if state is State.REJECTED:
+                rejected.append(replace(settlement.activity, reason=settlement.reason))
+        if outcomes:
+            self._observer.on_settled(outcomes, rejected)
+
+    def _until(self) -> int:
+        return self._clock.time_ms() + int(self._pace.wait() * 1000)
+
+    def _store_hold(self) -> None:
+        """Store why nothing is sent, or that it is over, whenever that has changed."""
+        gate = self._pace.gate
+        if gate is None:
+            # Not before something got through: a restart does not make a token good.
+            if self._stored_hold is not None and self._answered_at > float("-inf"):
+                self._outbox.set_hold(None)
+                self._stored_hold = self._announced = None
+            return
+        current = (gate, self._pace.closed_at)
+        if current == self._announced:
+            return
+        hold = Hold(kind=gate, reason=self._pace.reason or "", until=self._until())
+        self._stored_hold = self._outbox.set_hold(hold)
+        self._announced = current
+        self._observer.on_hold(self._stored_hold or hold)
+
+
+def _public(activity: Activity, reason: str) -> str:
+    """Return a reason that may be logged: without the activity's IDs."""
+    for value in (activity.billing_id, activity.user_id):
+        reason = reason.replace(value, "…")
+    return reason

@@ -1,0 +1,7 @@
+"""Durable storage of activities and their outcomes."""
+
+from perqueue._outbox.operator import OperatorOutbox
+from perqueue._outbox.protocol import Hold, Outbox, Position, Settled
+from perqueue._outbox.sqlite import SQLiteOutbox
+
+__all__ = ["Hold", "OperatorOutbox", "Outbox", "Position", "Settled", "SQLiteOutbox"]

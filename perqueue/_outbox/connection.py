@@ -1,0 +1,216 @@
+"""Opening an outbox file, and the one seam at which SQLite's errors become ours."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from perqueue.exceptions import OutboxError, OutboxMismatch
+
+T = TypeVar("T")
+
+SCHEMA_VERSION = 1
+BUSY_TIMEOUT = 1.0
+"""Seconds after which a lock that somebody else holds becomes an :class:`OutboxError`."""
+_OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
+_APPLICATION_ID = 0x50657251  # "PerQ", what file(1) shows
+
+_REMEDIES = {
+    sqlite3.SQLITE_FULL: "the disk is full: free space, delivery and recording go on by themselves",
+    sqlite3.SQLITE_IOERR: "the disk or file system reports an error: look at the kernel's log",
+    sqlite3.SQLITE_READONLY: "the file or its directory cannot be written: look at owner, mode and mount",
+    sqlite3.SQLITE_CANTOPEN: "the file cannot be opened: look at its directory's owner, mode and mount",
+    sqlite3.SQLITE_PERM: "the file's permissions forbid it",
+    sqlite3.SQLITE_CORRUPT: "the file is damaged: keep a copy of it and of its -wal file",
+    sqlite3.SQLITE_NOTADB: "the file is damaged, or was never an outbox",
+    sqlite3.SQLITE_BUSY: f"another process held its lock for over {BUSY_TIMEOUT:g} s",
+    sqlite3.SQLITE_LOCKED: f"another connection held its lock for over {BUSY_TIMEOUT:g} s",
+}
+
+
+def outbox_error(path: Path, error: Exception) -> OutboxError:
+    """Turn an error of SQLite or of the operating system into ours, with the remedy in its text."""
+    if isinstance(error, sqlite3.Error):
+        remedy = _REMEDIES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "")
+    else:
+        code = error.errno if isinstance(error, OSError) else None
+        remedy = {
+            errno.ENOSPC: _REMEDIES[sqlite3.SQLITE_FULL],
+            errno.EDQUOT: _REMEDIES[sqlite3.SQLITE_FULL],
+            errno.EROFS: _REMEDIES[sqlite3.SQLITE_READONLY],
+            errno.EACCES: _REMEDIES[sqlite3.SQLITE_READONLY],
+            errno.EPERM: _REMEDIES[sqlite3.SQLITE_READONLY],
+            errno.ENOENT: "its directory does not exist, or the file was removed",
+        }.get(code or 0, "")
+    return OutboxError(f"outbox {path}: {error}" + (f" ({remedy})" if remedy else ""))
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Let no error of SQLite or of the operating system out as it is."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise outbox_error(path, error) from error
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Tell whether waiting may help: somebody else holds a lock."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def retry_busy(operation: Callable[[], T]) -> T:
+    """Run one statement, again and again for up to a second while another process holds the lock.
+
+    SQLite's own busy handler sleeps whole milliseconds and so starves writers; these pauses begin at
+    20 microseconds.
+    """
+    pause, deadline = 2e-5, 0.0
+    while True:
+        try:
+            return operation()
+        except sqlite3.OperationalError as error:
+            if not is_busy(error):
+                raise
+            now = time.monotonic()
+            deadline = deadline or now + BUSY_TIMEOUT
+            if now >= deadline:
+                raise
+        time.sleep(pause)
+        pause = min(pause * 1.5, 1e-3)
+
+
+def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+    """Open an existing file; never create one."""
+    connection = sqlite3.connect(
+        f"{path.as_uri()}?mode={'ro' if read_only else 'rw'}",
+        uri=True,
+        isolation_level=None,
+        timeout=0,
+        check_same_thread=False,
+    )
+    try:
+        # Checkpoints belong to the disk thread; a commit must not wait for one.
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute("PRAGMA synchronous = NORMAL")
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """Return what tells this file from any other that may take its place."""
+    # stat, never open: closing a descriptor of the file drops every POSIX lock that SQLite holds on it
+    # in this process (SQLite's documentation, "How To Corrupt", section 2.2).
+    status = os.stat(path)  # noqa: PTH116 - half the cost of Path.stat, on the hot path
+    return status.st_dev, status.st_ino
+
+
+def set_up(path: Path, origin: str | None, *, create: bool) -> None:
+    """Make sure that the file is an outbox of this schema and origin, creating or migrating it.
+
+    Raises :class:`OutboxMismatch` for a file that cannot be this outbox, :class:`OutboxError` for storage.
+    """
+    if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+        message = f"SQLite {sqlite3.sqlite_version} is too old: perqueue needs 3.37 or newer"
+        raise OutboxMismatch(message)
+    with storage_errors(path):
+        if _is_ready(path, origin):
+            return
+        if not create:
+            message = f"there is no outbox at {path}"
+            raise OutboxMismatch(message)
+        from filelock import FileLock, Timeout  # noqa: PLC0415 - only a new or stale outbox needs it
+
+        try:
+            with FileLock(f"{path}-setup.lock", timeout=30, mode=0o600, thread_local=False):
+                if not _is_ready(path, origin):
+                    _create(path, origin)
+        except Timeout:
+            message = f"outbox {path}: another process has been setting it up for 30 s"
+            raise OutboxError(message) from None
+
+
+def _is_ready(path: Path, origin: str | None) -> bool:
+    """Check the file; False means that it is new, empty or of an older schema."""
+    try:
+        if path.stat().st_size == 0:
+            return False
+    except FileNotFoundError:
+        return False
+    if not path.is_file():
+        message = f"{path} is not a regular file"
+        raise OutboxMismatch(message)
+    try:
+        connection = connect(path)
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+            message = f"{path} is not an outbox: it is not even a SQLite file"
+            raise OutboxMismatch(message) from error
+        raise
+    try:
+        tables = retry_busy(lambda: connection.execute("SELECT name FROM sqlite_master").fetchall())
+        if not tables:
+            return False
+        if ("perqueue_outbox",) not in tables:
+            message = f"{path} is not an outbox: it holds something else; give perqueue a file of its own"
+            raise OutboxMismatch(message)
+        version, owner = retry_busy(
+            lambda: connection.execute("SELECT schema_version, origin FROM perqueue_outbox").fetchone()
+        )
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+            message = f"{path} is not an outbox: it is not even a SQLite file"
+            raise OutboxMismatch(message) from error
+        raise
+    finally:
+        connection.close()
+    if version > SCHEMA_VERSION:
+        message = f"outbox {path} was written by a newer perqueue (schema {version}, known: {SCHEMA_VERSION})"
+        raise OutboxMismatch(message)
+    if origin is not None and owner is not None and owner != origin:
+        message = (
+            f"outbox {path} belongs to {owner}, not to {origin}:"
+            " use the base_url it was made for, or another file"
+        )
+        raise OutboxMismatch(message)
+    return bool(version == SCHEMA_VERSION and (owner is not None or origin is None))
+
+
+def _create(path: Path, origin: str | None) -> None:
+    from perqueue._outbox.schema import migrate  # noqa: PLC0415 - loads sqlite-utils, 90 ms
+
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    if path.stat().st_size == 0:
+        path.chmod(0o600)  # whatever the umask; SQLite gives -wal and -shm the mode of the file
+    connection = connect(path)
+    try:
+        # Small pages: one insert writes one page to the WAL, and 1 KiB is less than 4.
+        connection.execute("PRAGMA page_size = 1024")
+        connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        mode = retry_busy(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
+        if mode != "wal":
+            message = f"outbox {path}: the file system does not support SQLite's WAL mode ({mode})"
+            raise OutboxError(message)
+        migrate(connection, origin)
+    finally:
+        connection.close()
+    sync_directory(path)
+
+
+def sync_directory(path: Path) -> None:
+    """Make a new file's name survive a power cut."""
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,72 @@
+"""What only an operator asks of an outbox: to list, requeue or give up what Per refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from perqueue._activity import TRANSITIONS, Event, State, checksum
+from perqueue._outbox.sqlite import SQLiteOutbox
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterable, Iterator, Sequence
+
+
+class OperatorOutbox(SQLiteOutbox):
+    """An outbox in the hands of an operator: the command line opens it so."""
+
+    def requeue(self, activity_ids: Sequence[int] | None, activity_type_id: str | None = None) -> int:
+        """Make rejected activities (None: all of them) pending again, with a corrected type if one is given."""
+        count = 0
+        for some in self._rejected_in_batches(activity_ids):
+            with self._writing(commits=len(some)) as connection:
+                moved = self._requeue(connection, some, attempts=0)
+                if activity_type_id is not None:
+                    self._retype(connection, some, activity_type_id)
+                count += moved
+        self.request_probe()
+        return count
+
+    @staticmethod
+    def _retype(connection: sqlite3.Connection, activity_ids: Iterable[int], kind: str) -> None:
+        for activity_id in activity_ids:
+            billing_id, user_id, recorded_at = connection.execute(
+                "SELECT billing_id, user_id, recorded_at FROM perqueue_activity WHERE id = ?", (activity_id,)
+            ).fetchone()
+            connection.execute(
+                "UPDATE perqueue_activity SET activity_type_id = ?, checksum = ? WHERE id = ?",
+                (kind, checksum(billing_id, user_id, kind, recorded_at), activity_id),
+            )
+
+    def discard(self, activity_ids: Sequence[int] | None) -> int:
+        """Give up rejected activities (None: all of them); they stay in the audit trail as discarded."""
+        count = 0
+        state = TRANSITIONS[State.REJECTED, Event.DISCARD]
+        for some in self._rejected_in_batches(activity_ids):
+            with self._writing(commits=len(some)) as connection:
+                moved = sum(
+                    connection.execute(
+                        "UPDATE perqueue_settlement SET state = ?, rejection = NULL"
+                        " WHERE activity_id = ? AND state = ?",
+                        (state, activity_id, State.REJECTED),
+                    ).rowcount
+                    for activity_id in some
+                )
+                connection.execute(
+                    "UPDATE perqueue_drain SET rejected = rejected - ?1, discarded = discarded + ?1", (moved,)
+                )
+                count += moved
+        return count
+
+    def _rejected_in_batches(self, activity_ids: Sequence[int] | None) -> Iterator[list[int]]:
+        """Yield IDs of rejected activities in batches that do not hold up ``record()`` for long."""
+        if activity_ids is None:
+            with self._reading() as connection:
+                rows = connection.execute(
+                    "SELECT activity_id FROM perqueue_settlement WHERE rejection IS NOT NULL ORDER BY rejection"
+                ).fetchall()
+            activity_ids = [activity_id for (activity_id,) in rows]
+        known = self.settled(activity_ids)
+        wanted = [i for i in activity_ids if i in known and known[i].state is State.REJECTED]
+        for start in range(0, len(wanted), 50):
+            yield wanted[start : start + 50]

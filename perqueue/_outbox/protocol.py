@@ -1,0 +1,132 @@
+"""What the recorder, the worker and the command line ask of an outbox, whatever it is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    from perqueue._activity import Activity, Settlement, State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """Why nothing is sent, for other processes and for the next start."""
+
+    kind: str
+    """A value of :class:`perqueue._pace.Gate`."""
+    reason: str
+    until: int
+    """No request before this time (milliseconds since the epoch)."""
+    number: int = 0
+    """Counts the holds of this outbox; given when it is stored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """The outbox at one moment, all of it O(1)."""
+
+    last_id: int
+    """The highest ID ever given."""
+    drained_through: int
+    """Everything up to this ID is settled, or waits on its own account."""
+    accepted: int
+    rejected: int
+    discarded: int
+    damaged: int
+    missing: int
+    pauses: int
+    """The number of the latest hold, current or past."""
+    rejections: int
+    """How many refusals there ever were: the number of the latest."""
+    refusal_streak: int
+    """Refusals in a row for one reason, with nothing accepted between."""
+    refusal_reason: str | None
+    hold: Hold | None
+    probe_requests: int
+    """How often somebody asked, from any process, for a probe at once."""
+    drainer_pid: int | None
+    oldest_pending: tuple[int, int] | None
+    """ID and recorded_at of the oldest pending activity."""
+
+    @property
+    def pending(self) -> int:
+        """How many activities are pending."""
+        return self.last_id - self.accepted - self.rejected - self.discarded - self.damaged - self.missing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """What became of one activity that is no longer pending."""
+
+    state: State
+    transaction_id: str | None
+    reason: str | None
+    settled_at: int
+
+
+class Outbox(Protocol):
+    """Durable storage of activities and their outcomes.
+
+    Every method may raise :class:`~perqueue.OutboxError`, and none raises anything of the storage's own.
+    """
+
+    def append(self, billing_id: str, user_id: str, activity_type_id: str, recorded_at: int) -> int:
+        """Commit one activity and return its ID."""
+
+    def claim(self, after: int, limit: int) -> list[Activity]:
+        """Return fresh pending activities above an ID, oldest first; damaged rows are settled as such."""
+
+    def claim_due(
+        self, now: int | None, farthest: int, limit: int, outstanding: Collection[int]
+    ) -> list[Activity]:
+        """Return pending activities whose own wait ended by ``now`` (None: all), less the outstanding ones.
+
+        A wait that ends after ``farthest`` cannot be right (the clock was set back), and has ended too.
+        """
+
+    def next_due(self) -> int | None:
+        """Return the earliest end of an activity's own wait."""
+
+    def settle(
+        self, settlements: Sequence[Settlement], *, drained_through: int | None, refusals: tuple[int, str | None]
+    ) -> None:
+        """Write outcomes, the watermark and the streak of refusals in one transaction."""
+
+    def take_back(self, activity_ids: Sequence[int], hold: Hold) -> Hold:
+        """Return refused activities to pending, and hold, in one transaction; return the hold as stored."""
+
+    def set_hold(self, hold: Hold | None) -> Hold | None:
+        """Store why nothing is sent, and return it with its number."""
+
+    def set_drainer(self, pid: int | None) -> None:
+        """Store which process drains."""
+
+    def request_probe(self) -> None:
+        """Ask the draining process, whichever it is, to try at once."""
+
+    def position(self) -> Position:
+        """Return counters and watermark."""
+
+    def settled(self, activity_ids: Iterable[int]) -> dict[int, Settled]:
+        """Return the outcomes of those that have one."""
+
+    def count_pending(self, through: int, limit: int) -> int:
+        """Count the pending activities up to an ID, up to a limit."""
+
+    def rejected_since(self, rejection: int, limit: int) -> list[Activity]:
+        """Return activities that are rejected now, by refusals after a number."""
+
+    def change_counter(self) -> int:
+        """Return a number that differs when another process has written."""
+
+    def prune(self, before: int, keep: int, limit: int) -> bool:
+        """Look at ``limit`` settled activities and delete those settled before a time or beyond ``keep``.
+
+        Returns whether there may be more to delete; otherwise the next call begins anew.
+        """
+
+    def close(self) -> None:
+        """Sync and close; idempotent."""

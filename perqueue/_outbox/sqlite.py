@@ -1,0 +1,543 @@
+"""The outbox in a SQLite file: one connection for each process, under one lock.
+
+One connection, because SQLite drops a connection's whole page cache when another one writes; one lock,
+because two threads of a process that meet in SQLite's own locks sleep, and those that meet here do not.
+The lock is re-entrant: a signal handler may record while its thread is inside ``record()``.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from perqueue import _fork
+from perqueue._activity import TRANSITIONS, Activity, Event, State, checksum
+from perqueue._outbox.connection import (
+    BUSY_TIMEOUT,
+    connect,
+    identity,
+    is_busy,
+    outbox_error,
+    retry_busy,
+    set_up,
+    storage_errors,
+)
+from perqueue._outbox.disk import DiskKeeper, truncate
+from perqueue._outbox.protocol import Hold, Position, Settled
+from perqueue.exceptions import OutboxError, OutboxFull
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+    from pathlib import Path
+
+    from perqueue._activity import Settlement
+
+_APPEND = (
+    "INSERT INTO perqueue_activity (billing_id, user_id, activity_type_id, recorded_at, checksum)"
+    " VALUES (?, ?, ?, ?, ?)"
+)
+_PENDING = (
+    " FROM perqueue_activity a WHERE a.id > ?"
+    " AND NOT EXISTS (SELECT 1 FROM perqueue_settlement s WHERE s.activity_id = a.id)"
+)
+_COLUMNS = "a.id, a.billing_id, a.user_id, a.activity_type_id, a.recorded_at, a.checksum"
+_CLAIM = (
+    f"SELECT {_COLUMNS}, 0, NULL {_PENDING}"
+    " AND NOT EXISTS (SELECT 1 FROM perqueue_retry r WHERE r.activity_id = a.id) ORDER BY a.id LIMIT ?"
+)
+_CLAIM_DUE = (
+    f"SELECT {_COLUMNS}, r.attempts, r.reason FROM perqueue_retry r"
+    " JOIN perqueue_activity a ON a.id = r.activity_id"
+    " WHERE r.not_before <= ? OR r.not_before > ? ORDER BY r.not_before, r.activity_id LIMIT ?"
+)
+_SETTLE = (
+    "INSERT INTO perqueue_settlement"
+    " (activity_id, state, settled_at, duration_ms, attempts, transaction_id, reason, rejection)"
+    " VALUES (?1, ?2, ?3, ?4, 1 + (SELECT count(*) FROM perqueue_attempt WHERE activity_id = ?1), ?5, ?6, ?7)"
+    " ON CONFLICT DO NOTHING"
+)
+_LOG_ATTEMPT = (
+    "INSERT INTO perqueue_attempt (activity_id, attempted_at, duration_ms, reason) VALUES (?, ?, ?, ?)"
+)
+_DEFER = (
+    "INSERT INTO perqueue_retry (activity_id, attempts, not_before, reason) VALUES (?1, ?2, ?3, ?4)"
+    " ON CONFLICT (activity_id) DO UPDATE SET attempts = ?2, not_before = ?3, reason = ?4"
+)
+_FOREVER = 2**62
+_IDENTITY_INTERVAL_MS = 100
+
+
+class SQLiteOutbox:
+    """An :class:`~perqueue._outbox.protocol.Outbox` in a file of its own."""
+
+    def __init__(
+        self,
+        path: Path,
+        origin: str | None,
+        *,
+        create: bool = True,
+        power: bool = False,
+        max_pending: int = _FOREVER,
+    ) -> None:
+        self._path = path
+        self._power = power
+        self._max_pending = max_pending
+        set_up(path, origin, create=create)
+        self._disk = DiskKeeper(path, self._truncate)
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._outbox_id: str | None = None
+        self._pid = os.getpid()
+        self._closed = False
+        self._last_id = self._settled_count = 0
+        self._checked_at = 0
+        self._pruned_through = 0
+        with self._held():
+            self._usable()
+        _fork.participate(self)
+
+    # -- the hot path
+
+    def append(self, billing_id: str, user_id: str, activity_type_id: str, recorded_at: int) -> int:
+        """Commit one activity and return its ID."""
+        values = (
+            billing_id,
+            user_id,
+            activity_type_id,
+            recorded_at,
+            checksum(billing_id, user_id, activity_type_id, recorded_at),
+        )
+        lock = self._lock
+        if not lock.acquire(blocking=False) and not lock.acquire(timeout=BUSY_TIMEOUT):
+            self._locked()
+        try:
+            connection = self._connection
+            if connection is None or self._pid != os.getpid():
+                connection = self._usable()
+            elif abs(recorded_at - self._checked_at) >= _IDENTITY_INTERVAL_MS:
+                self._check_identity(recorded_at)
+            if self._last_id - self._settled_count >= self._max_pending:
+                self._check_room()
+            try:
+                # The cursor is this call's own, so that a record() from a signal handler in the very
+                # next instant cannot change what lastrowid says.
+                activity_id: int = connection.execute(_APPEND, values).lastrowid  # type: ignore[assignment]
+            except sqlite3.Error as error:
+                activity_id = self._append_again(connection, values, error)
+            self._last_id = activity_id
+            self._disk.committed()
+        finally:
+            lock.release()
+        if self._power:
+            with storage_errors(self._path):
+                self._disk.sync()
+        return activity_id
+
+    def _append_again(
+        self, connection: sqlite3.Connection, values: tuple[object, ...], error: sqlite3.Error
+    ) -> int:
+        """Wait for a lock that another process holds; any other error is final."""
+        if is_busy(error):
+            with storage_errors(self._path):
+                cursor = retry_busy(lambda: connection.execute(_APPEND, values))
+                return cursor.lastrowid  # type: ignore[return-value]
+        self._give_up_connection()
+        raise outbox_error(self._path, error) from error
+
+    def _check_room(self) -> None:
+        position = self.position()
+        self._last_id, self._settled_count = position.last_id, position.last_id - position.pending
+        if position.pending >= self._max_pending:
+            message = (
+                f"the outbox holds {position.pending} undelivered activities, and max_pending is"
+                f" {self._max_pending}: nothing was stored; `perqueue status` says why they wait"
+            )
+            raise OutboxFull(message)
+
+    # -- the connection
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        if not self._lock.acquire(timeout=BUSY_TIMEOUT * 2):
+            self._locked()
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _locked(self) -> NoReturn:
+        message = f"outbox {self._path}: another thread held its lock for over {BUSY_TIMEOUT:g} s"
+        raise OutboxError(message)
+
+    def _usable(self) -> sqlite3.Connection:
+        """Return the connection, opened if need be. Called under the lock."""
+        if self._pid != os.getpid():
+            message = (
+                "this process was forked without Python's fork hooks (uWSGI forks in C), so the outbox cannot"
+                " be used in it: create the PerQueue after the fork (uWSGI: lazy-apps = true, or @postfork)"
+            )
+            raise OutboxError(message)
+        if self._closed:
+            message = f"outbox {self._path} is closed"
+            raise OutboxError(message)
+        if self._connection is None:
+            with storage_errors(self._path):
+                self._identity = identity(self._path)
+                connection = connect(self._path)
+                try:
+                    (outbox_id,) = retry_busy(
+                        lambda: connection.execute("SELECT outbox_id FROM perqueue_outbox").fetchone()
+                    )
+                except BaseException:
+                    connection.close()
+                    raise
+            if self._outbox_id not in (None, outbox_id):
+                connection.close()
+                message = f"outbox {self._path} was replaced by another one: restart the program to use that"
+                raise OutboxError(message)
+            self._outbox_id = outbox_id
+            self._connection = connection
+            self._disk.start()
+        return self._connection
+
+    def _check_identity(self, now: int) -> None:
+        """Notice a file that was renamed or deleted: SQLite would go on writing to it."""
+        try:
+            same = identity(self._path) == self._identity
+        except OSError as error:
+            raise outbox_error(self._path, error) from error
+        if not same:
+            self._give_up_connection()
+            message = f"outbox {self._path} was renamed or replaced while in use"
+            raise OutboxError(message)
+        self._checked_at = now
+
+    def _give_up_connection(self) -> None:
+        """Start afresh with the next use: an I/O error may leave a connection in doubt."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(sqlite3.Error):
+                connection.close()
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._held(), storage_errors(self._path):
+            yield self._usable()
+
+    @contextmanager
+    def _writing(self, commits: int = 1) -> Iterator[sqlite3.Connection]:
+        """Hold one write transaction, committed at the end and rolled back on any exception."""
+        with self._held(), storage_errors(self._path):
+            connection = self._usable()
+            retry_busy(lambda: connection.execute("BEGIN IMMEDIATE"))
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+                raise
+            self._disk.committed(commits)
+
+    def _truncate(self) -> None:
+        with self._reading() as connection:
+            truncate(connection)
+
+    def close(self) -> None:
+        """Sync and close; idempotent."""
+        _fork.withdraw(self)
+        self._disk.close()
+        with self._lock:
+            self._closed = True
+            if self._pid == os.getpid():
+                self._give_up_connection()
+
+    def before_fork(self) -> None:
+        """Close the connection: SQLite's locks and connections cannot cross a fork."""
+        self._lock.acquire()
+        self._disk.before_fork()
+        self._give_up_connection()
+
+    def after_fork_in_parent(self) -> None:
+        """Let the next use open it again."""
+        self._disk.after_fork_in_parent()
+        self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """Start with a lock that no lost thread can hold."""
+        self._lock = threading.RLock()
+        self._disk.after_fork_in_child()
+        self._pid = os.getpid()
+
+    # -- the drain
+
+    def claim(self, after: int, limit: int) -> list[Activity]:
+        """Return fresh pending activities above an ID, oldest first; damaged rows are settled as such."""
+        with self._reading() as connection:
+            rows = retry_busy(lambda: connection.execute(_CLAIM, (after, limit)).fetchall())
+        return self._intact(rows)
+
+    def claim_due(
+        self, now: int | None, farthest: int, limit: int, outstanding: Collection[int]
+    ) -> list[Activity]:
+        """Return pending activities whose own wait ended by ``now`` (None: all), less the outstanding ones.
+
+        A wait that ends after ``farthest`` cannot be right (the clock was set back), and has ended too.
+        """
+        until = _FOREVER if now is None else now
+        values = (until, farthest, limit + len(outstanding))
+        with self._reading() as connection:
+            rows = retry_busy(lambda: connection.execute(_CLAIM_DUE, values).fetchall())
+        return self._intact([row for row in rows if row[0] not in outstanding][:limit])
+
+    def _intact(self, rows: list[tuple[Any, ...]]) -> list[Activity]:
+        """Turn rows into activities, and quarantine those whose checksum does not fit."""
+        intact, damaged = [], []
+        for activity_id, billing_id, user_id, kind, recorded_at, check, attempts, reason in rows:
+            if check == checksum(billing_id, user_id, kind, recorded_at):
+                intact.append(
+                    Activity(
+                        id=activity_id,
+                        billing_id=billing_id,
+                        user_id=user_id,
+                        activity_type_id=kind,
+                        recorded_at=recorded_at,
+                        attempts=attempts,
+                        reason=reason,
+                    )
+                )
+            else:
+                damaged.append((activity_id, recorded_at))
+        if damaged:
+            with self._writing() as connection:
+                for activity_id, recorded_at in damaged:
+                    reason = "the stored row does not match its checksum"
+                    state = TRANSITIONS[State.PENDING, Event.DAMAGE]
+                    values = (activity_id, state, recorded_at, 0, None, reason, None)
+                    connection.execute(_SETTLE, values)
+                    connection.execute("DELETE FROM perqueue_retry WHERE activity_id = ?", (activity_id,))
+                connection.execute("UPDATE perqueue_drain SET damaged = damaged + ?", (len(damaged),))
+        return intact
+
+    def next_due(self) -> int | None:
+        """Return the earliest end of an activity's own wait."""
+        with self._reading() as connection:
+            row = retry_busy(lambda: connection.execute("SELECT min(not_before) FROM perqueue_retry").fetchone())
+        return row[0] if row else None
+
+    def settle(
+        self, settlements: Sequence[Settlement], *, drained_through: int | None, refusals: tuple[int, str | None]
+    ) -> None:
+        """Write outcomes, the watermark and the streak of refusals in one transaction."""
+        with self._writing(commits=max(1, len(settlements))) as connection:
+            (rejections,) = connection.execute("SELECT rejections FROM perqueue_drain").fetchone()
+            counts = {State.ACCEPTED: 0, State.REJECTED: 0}
+            for s in settlements:
+                activity_id = s.activity.id
+                state = TRANSITIONS[State.PENDING, s.event]
+                if state is State.PENDING:
+                    connection.execute(
+                        _LOG_ATTEMPT, (activity_id, s.answered_at - s.duration_ms, s.duration_ms, s.reason)
+                    )
+                    if s.not_before is not None:
+                        attempts = s.activity.attempts + 1
+                        connection.execute(_DEFER, (activity_id, attempts, s.not_before, s.reason))
+                    continue
+                rejection = rejections + 1 if state is State.REJECTED else None
+                values = (
+                    activity_id, state, s.answered_at, s.duration_ms, s.transaction_id, s.reason, rejection
+                )  # fmt: skip
+                if connection.execute(_SETTLE, values).rowcount:
+                    counts[state] += 1
+                    rejections = rejection or rejections
+                connection.execute("DELETE FROM perqueue_retry WHERE activity_id = ?", (activity_id,))
+            connection.execute(
+                "UPDATE perqueue_drain SET accepted = accepted + ?, rejected = rejected + ?, rejections = ?,"
+                " refusal_streak = ?, refusal_reason = ?, drained_through = max(drained_through, ?)",
+                (
+                    counts[State.ACCEPTED], counts[State.REJECTED], rejections, *refusals, drained_through or 0
+                ),  # fmt: skip
+            )
+
+    def take_back(self, activity_ids: Sequence[int], hold: Hold) -> Hold:
+        """Return refused activities to pending, and hold, in one transaction; return the hold as stored."""
+        with self._writing() as connection:
+            self._requeue(connection, activity_ids)
+            connection.execute("UPDATE perqueue_drain SET refusal_streak = 0, refusal_reason = NULL")
+            return self._write_hold(connection, hold)
+
+    @staticmethod
+    def _requeue(connection: sqlite3.Connection, activity_ids: Iterable[int], attempts: int = 1) -> int:
+        """Turn rejected activities into pending ones; the refusal stays in their history."""
+        count = 0
+        for activity_id in activity_ids:
+            row = connection.execute(
+                "SELECT settled_at, duration_ms, reason FROM perqueue_settlement"
+                " WHERE activity_id = ? AND state = ?",
+                (activity_id, State.REJECTED),
+            ).fetchone()
+            if row is None:
+                continue
+            settled_at, duration, reason = row
+            connection.execute(_LOG_ATTEMPT, (activity_id, settled_at - duration, duration, reason))
+            connection.execute(_DEFER, (activity_id, attempts, 0, reason))
+            connection.execute("DELETE FROM perqueue_settlement WHERE activity_id = ?", (activity_id,))
+            count += 1
+        connection.execute("UPDATE perqueue_drain SET rejected = rejected - ?", (count,))
+        return count
+
+    def set_hold(self, hold: Hold | None) -> Hold | None:
+        """Store why nothing is sent, and return it with its number."""
+        with self._writing() as connection:
+            if hold is not None:
+                return self._write_hold(connection, hold)
+            connection.execute("UPDATE perqueue_drain SET hold = NULL, hold_reason = NULL, hold_until = NULL")
+        return None
+
+    @staticmethod
+    def _write_hold(connection: sqlite3.Connection, hold: Hold) -> Hold:
+        connection.execute(
+            "UPDATE perqueue_drain SET hold = ?, hold_reason = ?, hold_until = ?, holds = holds + 1",
+            (hold.kind, hold.reason, hold.until),
+        )
+        (number,) = connection.execute("SELECT holds FROM perqueue_drain").fetchone()
+        return replace(hold, number=number)
+
+    def set_drainer(self, pid: int | None) -> None:
+        """Store which process drains."""
+        with self._writing() as connection:
+            connection.execute("UPDATE perqueue_drain SET drainer_pid = ?", (pid,))
+
+    def request_probe(self) -> None:
+        """Ask the draining process, whichever it is, to try at once."""
+        with self._writing() as connection:
+            connection.execute("UPDATE perqueue_drain SET probe_requests = probe_requests + 1")
+
+    # -- what there is
+
+    def position(self) -> Position:
+        """Return counters and watermark."""
+        with self._reading() as connection:
+            return retry_busy(lambda: self._position(connection))
+
+    @staticmethod
+    def _position(connection: sqlite3.Connection) -> Position:
+        (
+            through, accepted, rejected, discarded, damaged, missing, rejections, streak, refusal,
+            kind, reason, until, pauses, probe_requests, drainer_pid, last_id,
+        ) = connection.execute(
+            "SELECT drained_through, accepted, rejected, discarded, damaged, missing, rejections,"
+            " refusal_streak, refusal_reason, hold, hold_reason, hold_until, holds, probe_requests, drainer_pid,"
+            " (SELECT coalesce(max(id), 0) FROM perqueue_activity) FROM perqueue_drain"
+        ).fetchone()  # fmt: skip
+        fresh = connection.execute(
+            f"SELECT a.id, a.recorded_at {_PENDING} ORDER BY a.id LIMIT 1", (through,)
+        ).fetchone()
+        waiting = connection.execute(
+            "SELECT a.id, a.recorded_at FROM perqueue_retry r JOIN perqueue_activity a ON a.id = r.activity_id"
+            " ORDER BY r.activity_id LIMIT 1"
+        ).fetchone()
+        return Position(
+            last_id=last_id,
+            drained_through=through,
+            accepted=accepted,
+            rejected=rejected,
+            discarded=discarded,
+            damaged=damaged,
+            missing=missing,
+            rejections=rejections,
+            refusal_streak=streak,
+            refusal_reason=refusal,
+            hold=Hold(kind=kind, reason=reason, until=until, number=pauses) if kind else None,
+            pauses=pauses,
+            probe_requests=probe_requests,
+            drainer_pid=drainer_pid,
+            oldest_pending=min((row for row in (fresh, waiting) if row), default=None),
+        )
+
+    def settled(self, activity_ids: Iterable[int]) -> dict[int, Settled]:
+        """Return the outcomes of those that have one."""
+        ids = list(activity_ids)
+        found: dict[int, Settled] = {}
+        for start in range(0, len(ids), 500):
+            some = ids[start : start + 500]
+            query = (
+                "SELECT activity_id, state, transaction_id, reason, settled_at FROM perqueue_settlement"
+                f" WHERE activity_id IN ({', '.join('?' * len(some))})"
+            )
+            with self._reading() as connection:
+                rows = retry_busy(lambda query=query, some=some: connection.execute(query, some).fetchall())
+            for activity_id, state, transaction_id, reason, settled_at in rows:
+                found[activity_id] = Settled(
+                    state=State(state), transaction_id=transaction_id, reason=reason, settled_at=settled_at
+                )
+        return found
+
+    def count_pending(self, through: int, limit: int) -> int:
+        """Count the pending activities up to an ID, up to a limit."""
+        fresh = f"SELECT 1 {_PENDING} AND a.id <= ? AND a.id NOT IN (SELECT activity_id FROM perqueue_retry)"
+        with self._reading() as connection:
+            (count,) = retry_busy(
+                lambda: connection.execute(
+                    f"SELECT (SELECT count(*) FROM ({fresh} LIMIT ?))"
+                    " + (SELECT count(*) FROM perqueue_retry WHERE activity_id <= ?)",
+                    (self._position(connection).drained_through, through, limit, through),
+                ).fetchone()
+            )
+        return int(count)
+
+    def rejected_since(self, rejection: int, limit: int) -> list[Activity]:
+        """Return activities that are rejected now, by refusals after a number."""
+        with self._reading() as connection:
+            rows = retry_busy(
+                lambda: connection.execute(
+                    f"SELECT {_COLUMNS}, s.attempts, s.reason FROM perqueue_settlement s"
+                    " JOIN perqueue_activity a ON a.id = s.activity_id"
+                    " WHERE s.rejection > ? ORDER BY s.rejection LIMIT ?",
+                    (rejection, limit),
+                ).fetchall()
+            )
+        return self._intact(rows)
+
+    def change_counter(self) -> int:
+        """Return a number that differs when another process has written."""
+        with self._reading() as connection:
+            (version,) = retry_busy(lambda: connection.execute("PRAGMA data_version").fetchone())
+        return int(version)
+
+    def prune(self, before: int, keep: int, limit: int) -> bool:
+        """Look at ``limit`` settled activities and delete those settled before a time or beyond ``keep``.
+
+        Returns whether there may be more to delete; otherwise the next call begins anew. Rejected and
+        pending ones stay, and so does the highest ID, that none is ever given twice.
+        """
+        with self._writing() as connection:
+            kept, highest = connection.execute(
+                "SELECT accepted + discarded - pruned, (SELECT max(id) FROM perqueue_activity)"
+                " FROM perqueue_drain"
+            ).fetchone()
+            rows = connection.execute(
+                "SELECT activity_id, state, settled_at FROM perqueue_settlement WHERE activity_id > ?"
+                " ORDER BY activity_id LIMIT ?",
+                (self._pruned_through, limit),
+            ).fetchall()
+            excess = kept - keep
+            old, recent = [], False
+            for activity_id, state, settled_at in rows:
+                if state not in (State.ACCEPTED, State.DISCARDED) or activity_id == highest:
+                    continue
+                if settled_at < before or len(old) < excess:
+                    old.append((activity_id,))
+                else:
+                    recent = True
+            for table, key in (("attempt", "activity_id"), ("settlement", "activity_id"), ("activity", "id")):
+                connection.executemany(f"DELETE FROM perqueue_{table} WHERE {key} = ?", old)
+            connection.execute("UPDATE perqueue_drain SET pruned = pruned + ?", (len(old),))
+        more = len(rows) == limit and not recent
+        self._pruned_through = rows[-1][0] if more else 0
+        return more

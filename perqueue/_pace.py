@@ -1,0 +1,144 @@
+"""When to send, and how much: backoff, probe, ramp, ``Retry-After`` and pauses, in one place.
+
+In an outage the gate closes for a wait that grows with full jitter; then one request, the probe, may
+pass. Anything that Per answers opens the gate, and the number in flight grows by one with each answer,
+so doubling in each round trip. The drain's thread alone uses a controller; no method blocks.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from tenacity import RetryCallState, Retrying, wait_random_exponential
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from perqueue._settings import RetryPolicy
+
+PROBE_INTERVAL = 60.0
+"""Seconds between probes while everything is refused, and the longest between two tries of a bad token."""
+_PROBE_SPACING = 0.1
+"""Seconds between two probes, however many callers of flush() ask."""
+
+
+class Gate(StrEnum):
+    """Why the gate is closed. The values are stored in the outbox."""
+
+    BACKING_OFF = "backing_off"
+    """Failures without an answer: an outage."""
+    RETRY_AFTER = "retry_after"
+    """Per asked for a wait; nothing overrides it."""
+    BAD_TOKEN = "bad_token"  # noqa: S105 - a reason, no secret
+    """Per refused the token."""
+    REFUSED = "refused"
+    """Per refused everything, for one reason."""
+
+
+def jittered(base: float, cap: float, failures: int) -> float:
+    """Return the seconds to wait after the n-th failure in a row: full jitter, exponential, capped."""
+    state = RetryCallState(Retrying(), None, (), {})
+    state.attempt_number = max(1, failures)
+    return wait_random_exponential(multiplier=base, max=cap)(state)
+
+
+class Pace:
+    """Decides, from what came of the requests so far, how many may be in flight now."""
+
+    def __init__(self, policy: RetryPolicy, max_in_flight: int, monotonic: Callable[[], float]) -> None:
+        self._policy = policy
+        self._max = max_in_flight
+        self._monotonic = monotonic
+        self._limit = 1.0
+        self._opens_at = self._last_probe = float("-inf")
+        self.failures = 0
+        """Rounds in a row in which nothing got through."""
+        self.closed_at = float("-inf")
+        """When the gate was closed last, by the monotonic clock."""
+        self.gate: Gate | None = None
+        """Why the gate is closed, or was before the probe that is under way; None while requests flow."""
+        self.reason: str | None = None
+        """What was wrong, in words."""
+
+    @property
+    def limit(self) -> int:
+        """How many requests may be in flight while they flow."""
+        return int(self._limit)
+
+    def allowance(self) -> int:
+        """Return how many requests may be in flight now: 0 while waiting, 1 for a probe."""
+        if self.gate is None:
+            return int(self._limit)
+        return 1 if self._monotonic() >= self._opens_at else 0
+
+    def wait(self) -> float:
+        """Return the seconds until the gate lets a probe pass; 0 if it is open."""
+        return 0.0 if self.gate is None else max(0.0, self._opens_at - self._monotonic())
+
+    def answered(self, sent_at: float) -> None:
+        """Per answered a request about its activity: requests flow, and more of them."""
+        if self.gate is Gate.RETRY_AFTER and sent_at < self.closed_at:
+            return  # sent before Per asked to wait
+        self.gate = self.reason = None
+        self.failures = 0
+        self._limit = min(self._limit + 1, self._max)
+
+    def stumbled(self) -> None:
+        """One request failed while others got through: send a little less."""
+        self._limit = max(1.0, self._limit / 2)
+
+    def failed(self, sent_at: float, reason: str) -> None:
+        """Nothing gets through: wait, longer each time."""
+        if self.gate is Gate.RETRY_AFTER and self.wait() > 0:
+            return
+        if self._is_old(sent_at):
+            return
+        self.failures += 1
+        self._limit = 1.0 if self.failures > 1 else max(1.0, self._limit / 2)
+        self._close(Gate.BACKING_OFF, reason, jittered(self._policy.base, self._policy.cap, self.failures))
+
+    def throttled(self, sent_at: float, reason: str, retry_after: float | None) -> None:
+        """Per, or something before it, asked for less."""
+        if retry_after is None:
+            self.failed(sent_at, reason)
+            return
+        wait = min(retry_after, self._policy.retry_after_cap)
+        if self.gate is Gate.RETRY_AFTER and self._opens_at >= self._monotonic() + wait:
+            return
+        self._limit = max(1.0, self._limit / 2)
+        self._close(Gate.RETRY_AFTER, reason, wait)
+
+    def refused(self, sent_at: float, gate: Gate, reason: str) -> None:
+        """Pause: the token is bad, or everything is refused for one reason."""
+        if gate is self.gate and self._is_old(sent_at):
+            return
+        self.failures = self.failures + 1 if gate is self.gate else 1
+        self._limit = 1.0
+        bad_token = gate is Gate.BAD_TOKEN
+        self._close(gate, reason, min(PROBE_INTERVAL, 2.0**self.failures) if bad_token else PROBE_INTERVAL)
+
+    def resume(self, gate: Gate, reason: str, wait: float) -> None:
+        """Go on with what an earlier process had stored."""
+        self._close(gate, reason, wait)
+
+    def wake(self) -> None:
+        """Let one probe pass now and start the waits from the beginning; Retry-After stands."""
+        if self.gate is None or self.gate is Gate.RETRY_AFTER:
+            return
+        self.failures = min(self.failures, 1)
+        self._opens_at = min(self._opens_at, max(self._monotonic(), self._last_probe + _PROBE_SPACING))
+
+    def sending(self) -> None:
+        """A request is about to be sent."""
+        if self.gate is not None:
+            self._last_probe = self._monotonic()
+
+    def _is_old(self, sent_at: float) -> bool:
+        """Tell whether a failure belongs to a round that has been counted: 32 in flight fail as one."""
+        return self.gate is not None and sent_at < self.closed_at
+
+    def _close(self, gate: Gate, reason: str, wait: float) -> None:
+        self.gate, self.reason = gate, reason
+        self.closed_at = self._monotonic()
+        self._opens_at = self.closed_at + wait

@@ -1,0 +1,637 @@
+"""``PerQueue``: the façade, and the one place where the parts are put together."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+from perqueue import _fork
+from perqueue._activity import Activity, checked_id
+from perqueue._clock import SYSTEM_CLOCK, datetime_from_ms
+from perqueue._outbox import SQLiteOutbox
+from perqueue._receipt import Receipt, Waiters, pause_error
+from perqueue._settings import checked_timeout, resolve_settings
+from perqueue._stats import DrainState, Stats
+from perqueue.exceptions import (
+    ActivityRejected,
+    FlushTimeout,
+    InvalidActivity,
+    OutboxError,
+    PerQueueError,
+    QueueClosed,
+)
+
+if TYPE_CHECKING:
+    import os
+    import ssl
+    from collections.abc import Callable
+    from datetime import datetime, timedelta
+    from types import TracebackType
+    from typing import Self
+
+    import httpx
+
+    from perqueue._client import PerClient
+    from perqueue._outbox import Hold, Outbox, Settled
+    from perqueue._receipt import Listener
+    from perqueue._report import Report
+    from perqueue._settings import RetryPolicy, Settings, Token
+    from perqueue._worker import Worker
+
+log = logging.getLogger("perqueue")
+
+_MOST_NAMED = 100
+_COUNT_LIMIT = 100_000
+_open: weakref.WeakSet[PerQueue] = weakref.WeakSet()
+
+
+class _Default:
+    """Stands for "the queue's own timeout", since None means no limit."""
+
+
+_DEFAULT = _Default()
+
+
+class _Observer:
+    """Passes on what the drain did. Holds no reference to the queue, which may be dropped."""
+
+    def __init__(self, settings: Settings, stats: Callable[[], Stats | None]) -> None:
+        self.waiters = Waiters()
+        self._settings = settings
+        self._stats = stats
+        self._stalled = False
+
+    def on_settled(self, outcomes: dict[int, Settled], rejected: list[Activity]) -> None:
+        self.waiters.settled(outcomes)
+        callback = self._settings.on_rejected
+        if callback is not None:
+            for activity in rejected:
+                _call(callback, activity)
+
+    def on_hold(self, hold: Hold) -> None:
+        self.waiters.tell_all(hold)
+
+    def on_tick(self) -> None:
+        callback = self._settings.on_stalled
+        stats = self._stats() if callback is not None else None
+        if callback is None or stats is None:
+            return
+        stalled = (stats.oldest_pending_age or 0.0) > self._settings.stalled_after
+        if stalled and not self._stalled:
+            _call(callback, stats)
+        self._stalled = stalled
+
+    def awaited(self) -> list[int] | None:
+        return self.waiters.ids() if self.waiters.any() else None
+
+
+def _call(callback: Callable[[Any], object], argument: object) -> None:
+    """Call back a user's function; its mistakes are its own."""
+    try:
+        callback(argument)
+    except Exception:
+        log.exception("a perqueue callback has failed")
+
+
+class PerQueue:
+    """Records billable activity for Per in a local outbox, and delivers it in the background.
+
+    ``record()`` commits to a SQLite file and returns; a daemon thread delivers, for as long as it takes;
+    ``flush()`` means "Per has it". One object for each process and outbox is meant to be shared by all
+    threads and event loops. It survives ``os.fork()``, and cannot be pickled.
+
+    :param outbox: path of a SQLite file of its own, created if missing with mode 0600
+        (``PERQUEUE_OUTBOX``).
+    :param activity_token: Per's token with the scope *activity*, or a callable that returns it
+        (``PER_ACTIVITY_TOKEN``). Required unless ``drain=False``.
+    :param activity_type_id: what ``record()`` records unless told otherwise (``PER_ACTIVITY_TYPE_ID``,
+        else ``ACTIVITY_TYPE_ID``).
+    :param reporting_token: Per's token with the scope *reporting*, or a callable
+        (``PER_REPORTING_TOKEN``).
+    :param base_url: where Per is (``PER_BASE_URL``); plain http only on loopback. An outbox belongs to
+        the origin it was made for.
+    :param drain: False only records: some other process (``perqueue drain``) delivers
+        (``PERQUEUE_DRAIN``).
+    :param max_in_flight: most requests at a time, 1 to 1024.
+    :param durability: "process" survives ``kill -9`` from the moment ``record()`` returns, and a power
+        cut about 0.1 s later; "power" survives a power cut from that moment, for one fsync, which
+        concurrent callers share.
+    :param keep_delivered: how long settled activities stay as the audit trail, at least one hour; None: 35 days.
+    :param max_pending: ``record()`` raises :class:`~perqueue.OutboxFull` beyond.
+    :param flush_timeout: seconds, for ``flush()`` and ``with``; None waits without limit.
+    :param exit_timeout: seconds to deliver at interpreter exit without ``close()``, and for requests in
+        flight at ``close()``.
+    :param request_timeout: seconds for one request as a whole.
+    :param retry: backoff, see :class:`~perqueue.RetryPolicy`.
+    :param proxy: given to httpx; nothing is taken from the environment.
+    :param verify: given to httpx: True, or an ``ssl.SSLContext``.
+    :param transport: an ``httpx.AsyncBaseTransport`` to use instead of the network.
+    :param on_record_error: called with the :class:`~perqueue.OutboxError` instead of raising it.
+    :param on_rejected: called with each :class:`~perqueue.Activity` that Per refuses, from the drain's
+        thread: it must be quick.
+    :param on_stalled: called with :class:`~perqueue.Stats`, once, when the oldest pending activity is
+        older than ``stalled_after`` seconds.
+
+    Raises :class:`~perqueue.ConfigurationError` for an option, and :class:`~perqueue.OutboxError` for the
+    file.
+    """
+
+    def __init__(
+        self,
+        outbox: str | os.PathLike[str] | None = None,
+        *,
+        activity_token: Token | None = None,
+        activity_type_id: str | None = None,
+        reporting_token: Token | None = None,
+        base_url: str | None = None,
+        drain: bool | None = None,
+        embedded: bool = False,
+        max_in_flight: int = 32,
+        durability: Literal["process", "power"] = "process",
+        coalesce: timedelta | None = None,
+        keep_delivered: timedelta | None = None,
+        max_pending: int = 10_000_000,
+        flush_timeout: float | None = 30.0,
+        exit_timeout: float = 2.0,
+        request_timeout: float = 10.0,
+        retry: RetryPolicy | None = None,
+        proxy: httpx.Proxy | httpx.URL | str | None = None,
+        verify: ssl.SSLContext | bool = True,
+        transport: httpx.AsyncBaseTransport | None = None,
+        on_record_error: Callable[[OutboxError], object] | None = None,
+        on_rejected: Callable[[Activity], object] | None = None,
+        on_stalled: Callable[[Stats], object] | None = None,
+        stalled_after: float = 300.0,
+    ) -> None:
+        self._closed = True  # until everything below has worked
+        self._settings = settings = resolve_settings(
+            outbox=outbox,
+            activity_token=activity_token,
+            activity_type_id=activity_type_id,
+            reporting_token=reporting_token,
+            base_url=base_url,
+            drain=drain,
+            embedded=embedded,
+            max_in_flight=max_in_flight,
+            durability=durability,
+            coalesce=coalesce,
+            keep_delivered=keep_delivered,
+            max_pending=max_pending,
+            flush_timeout=flush_timeout,
+            exit_timeout=exit_timeout,
+            request_timeout=request_timeout,
+            retry=retry,
+            proxy=proxy,
+            verify=verify,
+            transport=transport,
+            on_record_error=on_record_error,
+            on_rejected=on_rejected,
+            on_stalled=on_stalled,
+            stalled_after=stalled_after,
+        )
+        self._clock = SYSTEM_CLOCK
+        self._activity_type_id = settings.activity_type_id
+        self._self = weakref.ref(self)
+        self._close_lock = threading.Lock()
+        self._client: PerClient | None = None
+        self._worker: Worker | None = None
+        if settings.drain:
+            from perqueue._worker import warm_up  # noqa: PLC0415 - loads asyncio and httpx
+
+            warm_up()
+        self._outbox = SQLiteOutbox(
+            settings.outbox,
+            settings.origin,
+            power=settings.durability == "power",
+            max_pending=settings.max_pending,
+        )
+        self._observer = _Observer(settings, _weak_stats(self._self))
+        position = self._outbox.position()
+        self._seen_rejections = position.rejections
+        self._finalizer = weakref.finalize(self, _abandon, self._outbox, None)
+        self._finalizer.atexit = False
+        self._closed = False
+        if settings.drain:
+            self._make_worker()
+            if position.pending > 0:
+                self._follower().start()
+        _fork.participate(self)
+        _open.add(self)
+
+    def __repr__(self) -> str:
+        return f"<PerQueue {self._settings.outbox} for {self._settings.origin}>"
+
+    def __reduce__(self) -> NoReturn:
+        message = "a PerQueue cannot be pickled: make one in each process, with the same outbox"
+        raise TypeError(message)
+
+    # -- recording
+
+    def record(self, billing_id: str, user_id: str, *, activity_type_id: str | None = None) -> Receipt:
+        """Commit one activity to the outbox, and return a receipt that need not be kept.
+
+        Each ID is a non-empty ``str`` of at most 400 UTF-8 bytes without NUL. When this returns, the
+        activity is stored. Raises :class:`~perqueue.InvalidActivity` or :class:`~perqueue.OutboxFull`
+        (nothing was stored), :class:`~perqueue.OutboxError` (possibly stored: record it again) or
+        :class:`~perqueue.QueueClosed`. Microseconds as a rule; at most about a second if the file is locked.
+        """
+        kind = self._activity_type_id if activity_type_id is None else activity_type_id
+        if kind is None:
+            message = "activity_type_id is missing: pass it here or to PerQueue, or set PER_ACTIVITY_TYPE_ID"
+            raise InvalidActivity(message)
+        billing_id = checked_id("billing_id", billing_id)
+        user_id = checked_id("user_id", user_id)
+        if activity_type_id is not None:
+            kind = checked_id("activity_type_id", kind)
+        if self._closed:
+            self._refuse()
+        recorded_at = self._clock.time_ms()
+        try:
+            activity_id = self._outbox.append(billing_id, user_id, kind, recorded_at)
+        except OutboxError as error:
+            if self._closed:
+                self._refuse()
+            error.activity = Activity(
+                id=0, billing_id=billing_id, user_id=user_id, activity_type_id=kind, recorded_at=recorded_at
+            )
+            if self._settings.on_record_error is None:
+                raise
+            _call(self._settings.on_record_error, error)
+            return Receipt(0, self._self, error)
+        worker = self._worker
+        if worker is not None:
+            worker.more()
+        return Receipt(activity_id, self._self)
+
+    def _refuse(self) -> NoReturn:
+        message = "the queue is closed"
+        raise QueueClosed(message)
+
+    # -- waiting
+
+    def flush(self, timeout: float | None | _Default = _DEFAULT) -> None:
+        """Return once Per has accepted everything that is pending now.
+
+        ``timeout`` is in seconds (default: ``flush_timeout``); None waits without limit. Raises
+        :class:`~perqueue.FlushTimeout` (the rest stays in the outbox),
+        :class:`~perqueue.AuthenticationError` at once if a fresh try shows that the token is refused,
+        :class:`~perqueue.ActivityRejected` once for what Per has refused since the previous flush, or
+        :class:`~perqueue.OutboxError`.
+        """
+        flush = _Flush(self, timeout)
+        happened = threading.Event()
+
+        def listen(_: object) -> None:
+            happened.set()
+
+        self._observer.waiters.add(None, listen)
+        try:
+            while not flush.done():
+                happened.wait(flush.wait())
+                happened.clear()
+        finally:
+            self._observer.waiters.remove(None, listen)
+
+    async def aflush(self, timeout: float | None | _Default = _DEFAULT) -> None:  # noqa: ASYNC109
+        """Do as :meth:`flush`, without blocking the event loop."""
+        import asyncio  # noqa: PLC0415 - whoever awaits has it loaded
+
+        loop = asyncio.get_running_loop()
+        flush = _Flush(self, timeout)
+        happened = asyncio.Event()
+
+        def listen(_: object) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(happened.set)
+
+        self._observer.waiters.add(None, listen)
+        try:
+            while not flush.done():
+                alarm = loop.call_later(flush.wait(), happened.set)
+                await happened.wait()
+                alarm.cancel()
+                happened.clear()
+        finally:
+            self._observer.waiters.remove(None, listen)
+
+    def _nudge(self) -> None:
+        self._follower().nudge()
+
+    def _follower(self) -> Worker:
+        """Return the worker; a queue that does not drain has one only to hear what others settle."""
+        if self._worker is None:
+            self._make_worker()
+        assert self._worker is not None  # noqa: S101 - for the type checker
+        return self._worker
+
+    def _make_worker(self) -> None:
+        from perqueue._wire import Wire  # noqa: PLC0415 - loads asyncio
+        from perqueue._worker import Worker  # noqa: PLC0415
+
+        settings = self._settings
+        worker = Worker(
+            self._outbox,
+            lambda: Wire(settings),
+            self._observer,
+            lock_path=settings.outbox.with_name(f"{settings.outbox.name}-drain.lock"),
+            drain=settings.drain,
+            policy=settings.retry,
+            max_in_flight=settings.max_in_flight,
+            keep_delivered_ms=int(settings.keep_delivered.total_seconds() * 1000),
+            clock=self._clock,
+        )
+        self._finalizer.detach()
+        self._finalizer = weakref.finalize(self, _abandon, self._outbox, worker)
+        self._finalizer.atexit = False
+        self._worker = worker
+
+    def _not_from_callback(self) -> None:
+        worker = self._worker
+        if worker is not None and threading.current_thread() is worker.thread:
+            message = "a perqueue callback must not wait: it runs on the thread that would end the wait"
+            raise PerQueueError(message)
+
+    # What a receipt asks (_receipt.ReceiptOffice)
+
+    def _outcome(self, activity_id: int) -> Settled | None:
+        return self._outbox.settled([activity_id]).get(activity_id)
+
+    def _watch(self, activity_id: int, listener: Listener) -> int:
+        self._not_from_callback()
+        if self._closed:
+            self._refuse()
+        self._observer.waiters.add(activity_id, listener)
+        pauses = self._outbox.position().pauses
+        self._nudge()
+        return pauses
+
+    def _unwatch(self, activity_id: int, listener: Listener) -> None:
+        self._observer.waiters.remove(activity_id, listener)
+
+    def _why_pending(self) -> str:
+        stats = self.stats()
+        if stats.state is DrainState.OFF:
+            return "this process only records; does one run that delivers (perqueue drain)?"
+        return str(stats.state).replace("_", " ") + (f": {stats.reason}" if stats.reason else "")
+
+    # -- asking
+
+    def stats(self) -> Stats:
+        """Return counts and what the drain is doing; microseconds, however large the outbox.
+
+        Raises :class:`~perqueue.OutboxError` or, after ``close()``, :class:`~perqueue.QueueClosed`.
+        """
+        if self._closed:
+            self._refuse()
+        position = self._outbox.position()
+        worker = self._worker
+        in_flight = worker.in_flight if worker else 0
+        hold, resumes_at = position.hold, None
+        reason: str | None = None
+        if worker is not None and worker.trouble:
+            state, reason = DrainState.PAUSED, worker.trouble
+        elif hold is not None and position.pending > 0:
+            pausing = hold.kind in ("bad_token", "refused")
+            state = DrainState.PAUSED if pausing else DrainState.BACKING_OFF
+            reason = f"{hold.kind.replace('_', ' ')}: {hold.reason}"
+            resumes_at = datetime_from_ms(hold.until)
+        elif not self._settings.drain:
+            state = DrainState.OFF
+        elif worker is not None and worker.standby:
+            state = DrainState.STANDBY
+            reason = f"process {position.drainer_pid} drains" if position.drainer_pid else None
+        else:
+            state = DrainState.DELIVERING if position.pending else DrainState.IDLE
+        oldest = position.oldest_pending
+        age = None if oldest is None else max(0.0, (self._clock.time_ms() - oldest[1]) / 1000)
+        return Stats(
+            pending=position.pending,
+            oldest_pending_age=age,
+            delivered=position.accepted,
+            rejected=position.rejected,
+            damaged=position.damaged,
+            in_flight=in_flight,
+            state=state,
+            reason=reason,
+            resumes_at=resumes_at,
+        )
+
+    def get_report(self, start: datetime | str | None = None, end: datetime | str | None = None) -> Report:
+        """Ask Per for the usage report, now; see :meth:`perqueue.AsyncPerClient.get_report`.
+
+        What is still pending is not in it: ``flush()`` first where that matters.
+        """
+        if self._client is None:
+            from perqueue._client import PerClient  # noqa: PLC0415
+
+            self._client = PerClient(**self._client_options())
+        return self._client.get_report(start, end)
+
+    async def aget_report(
+        self, start: datetime | str | None = None, end: datetime | str | None = None
+    ) -> Report:
+        """Do as :meth:`get_report`, without blocking the event loop."""
+        from perqueue._client import AsyncPerClient  # noqa: PLC0415
+
+        async with AsyncPerClient(**self._client_options()) as client:
+            return await client.get_report(start, end)
+
+    def _client_options(self) -> dict[str, Any]:
+        names = (
+            "activity_token", "reporting_token", "activity_type_id", "base_url", "request_timeout",
+            "proxy", "verify", "transport",
+        )  # fmt: skip
+        return {name: getattr(self._settings, name) for name in names}
+
+    # -- ending
+
+    def close(self) -> None:
+        """Stop; what is not delivered stays on disk for the next start.
+
+        Requests in flight get ``exit_timeout`` seconds to be answered. Idempotent, from any thread.
+        """
+        self._close(self._settings.exit_timeout)
+
+    async def aclose(self) -> None:
+        """Do as :meth:`close`, without blocking the event loop."""
+        import asyncio  # noqa: PLC0415
+
+        await asyncio.to_thread(self.close)
+
+    def _close(self, grace: float) -> None:
+        with self._close_lock:
+            if self._closed:
+                return
+            self._closed = True
+        _fork.withdraw(self)
+        _open.discard(self)
+        self._finalizer.detach()
+        worker = self._worker
+        if worker is not None and threading.current_thread() is worker.thread:
+            # From a callback: the thread must end before the outbox is closed.
+            threading.Thread(target=_end, args=(self._outbox, worker, grace), daemon=True).start()
+        else:
+            _end(self._outbox, worker, grace)
+        error = QueueClosed("the queue was closed; what is undelivered stays in the outbox")
+        self._observer.waiters.tell_all(error)
+        if self._client is not None:
+            self._client.close()
+
+    def _at_exit(self, deadline: float) -> None:
+        """Deliver what can be delivered in time, then stop; in silence."""
+        worker = self._worker
+        try:
+            if worker is not None and worker.started and self._settings.drain and not worker.standby:
+                self.flush(max(0.0, deadline - time.monotonic()))
+        except PerQueueError as error:
+            log.debug("at exit: %s", error)
+        self._close(max(0.0, deadline - time.monotonic()))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None or issubclass(kind, Exception):
+                self.flush()
+        except PerQueueError:
+            if kind is None:
+                raise
+        finally:
+            self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None or issubclass(kind, Exception):
+                await self.aflush()
+        except PerQueueError:
+            if kind is None:
+                raise
+        finally:
+            await self.aclose()
+
+    # -- forking (_fork.ForkAware)
+
+    def before_fork(self) -> None:
+        """Nothing to do: the outbox closes itself."""
+
+    def after_fork_in_parent(self) -> None:
+        """Nothing to do."""
+
+    def after_fork_in_child(self) -> None:
+        """Forget the parent's threads, and who waited in it."""
+        self._close_lock = threading.Lock()
+        self._observer.waiters = Waiters()
+        if self._worker is not None:
+            self._worker.forget()
+
+
+class _Flush:
+    """One flush under way: what it waits for, until when, and what it raises."""
+
+    def __init__(self, queue: PerQueue, timeout: float | None | _Default) -> None:
+        queue._not_from_callback()
+        if queue._closed:
+            queue._refuse()
+        if isinstance(timeout, _Default):
+            timeout = queue._settings.flush_timeout
+        timeout = checked_timeout("timeout", timeout)
+        self._queue = queue
+        self._timeout = timeout
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        position = queue._outbox.position()
+        self._target = position.last_id
+        self._pauses = position.pauses
+        self._nudged = False
+
+    def done(self) -> bool:
+        """Tell whether everything is settled; raise if that was a refusal, or cannot be in time."""
+        queue = self._queue
+        if queue._closed:
+            message = "the queue was closed while flushing; what is undelivered stays in the outbox"
+            raise QueueClosed(message)
+        position = queue._outbox.position()
+        oldest = position.oldest_pending
+        if oldest is None or oldest[0] > self._target:
+            self._check_rejections(queue, position.rejections)
+            return True
+        paused = pause_error(position.hold, self._pauses)
+        if paused is not None:
+            raise paused
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            raise self._timed_out(queue)
+        if not self._nudged:
+            self._nudged = True
+            queue._nudge()
+        return False
+
+    def wait(self) -> float:
+        """Return the seconds until the next look, if nothing happens before."""
+        left = 0.5 if self._deadline is None else self._deadline - time.monotonic()
+        return min(0.5, max(0.0, left))
+
+    def _timed_out(self, queue: PerQueue) -> FlushTimeout:
+        pending = queue._outbox.count_pending(self._target, _COUNT_LIMIT)
+        reason = queue._why_pending()
+        many = "at least " if pending >= _COUNT_LIMIT else ""
+        message = f"{many}{pending} activities are not accepted after {self._timeout:g} s, and kept ({reason})"
+        return FlushTimeout(message, pending=pending, reason=reason)
+
+    @staticmethod
+    def _check_rejections(queue: PerQueue, rejections: int) -> None:
+        seen = queue._seen_rejections
+        queue._seen_rejections = max(seen, rejections)
+        rejected = queue._outbox.rejected_since(seen, _MOST_NAMED) if rejections > seen else []
+        if rejected:
+            many = f"{_MOST_NAMED} or more" if len(rejected) == _MOST_NAMED else str(len(rejected))
+            reason = rejected[0].reason
+            message = (
+                f"Per refused {many} of the activities since the previous flush (first reason: {reason});"
+                " they are kept: `perqueue rejected list`"
+            )
+            raise ActivityRejected(message, reason=reason, activities=rejected)
+
+
+def _weak_stats(reference: weakref.ref[PerQueue]) -> Callable[[], Stats | None]:
+    def stats() -> Stats | None:
+        queue = reference()
+        try:
+            return queue.stats() if queue is not None else None
+        except PerQueueError:
+            return None
+
+    return stats
+
+
+def _end(outbox: Outbox, worker: Worker | None, grace: float) -> None:
+    if worker is not None:
+        worker.stop(grace)
+    outbox.close()
+
+
+def _abandon(outbox: Outbox, worker: Worker | None) -> None:
+    """Stop the threads of a queue that was dropped without ``close()``."""
+    # On a thread of its own: the collector may run anywhere, under any lock.
+    try:
+        threading.Thread(target=_end, args=(outbox, worker, 0.0), name="perqueue-end", daemon=True).start()
+    except RuntimeError:
+        log.debug("dropped while the interpreter ends")
+
+
+@atexit.register
+def _deliver_at_exit() -> None:
+    """Deliver for up to ``exit_timeout`` in each process that ends without ``close()``."""
+    began = time.monotonic()
+    for queue in list(_open):
+        queue._at_exit(began + queue._settings.exit_timeout)

@@ -1,0 +1,310 @@
+"""The thread ``perqueue-drain``: stands for election, drains when elected, and tells who waits.
+
+Every process with an outbox open may have one; the one that holds the drain lock delivers. The lock is
+the operating system's, so it ends with its process, however that ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol
+
+from perqueue._drain import Drain
+from perqueue._loop import DeliveryLoop
+from perqueue._pace import Gate, Pace
+from perqueue.exceptions import OutboxError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from filelock import BaseFileLock
+
+    from perqueue._activity import Activity, Outcome
+    from perqueue._clock import Clock
+    from perqueue._drain import Observer
+    from perqueue._outbox import Hold, Outbox, Settled
+    from perqueue._settings import RetryPolicy
+
+log = logging.getLogger("perqueue")
+
+ELECTION_INTERVAL = 1.0
+"""Seconds between two tries for the drain lock: a dead drainer is replaced within two."""
+FOLLOW_INTERVAL = 0.05
+"""Seconds between two looks at another process's outcomes, while somebody here waits for them."""
+
+
+def warm_up() -> None:
+    """Import what the thread will need. 150 ms, once, where something is delivered.
+
+    On the constructing thread: a child forked while another thread imports a module hangs when it
+    imports the same one.
+    """
+    for module in ("encodings.idna", "filelock", "httpx", "httpcore", "anyio._backends._asyncio"):
+        importlib.import_module(module)
+
+
+class Deliverer(Protocol):
+    """Delivers activities: made on the worker's loop, closed on it."""
+
+    async def deliver(self, activity: Activity) -> Outcome:
+        """Send one and return what came of it."""
+
+    async def aclose(self) -> None:
+        """Close connections."""
+
+
+class WorkerObserver(Protocol):
+    """What the worker tells, beyond what the drain does."""
+
+    def on_settled(self, outcomes: dict[int, Settled], rejected: list[Activity]) -> None: ...
+
+    def on_hold(self, hold: Hold) -> None: ...
+
+    def on_tick(self) -> None: ...
+
+    def awaited(self) -> list[int] | None:
+        """Return the activities that somebody waits for; None if nobody waits for anything."""
+
+
+class Worker:
+    """One thread, started on demand, that drains or follows until it is stopped."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        deliverer: Callable[[], Deliverer],
+        observer: WorkerObserver,
+        *,
+        lock_path: Path,
+        drain: bool,
+        policy: RetryPolicy,
+        max_in_flight: int,
+        keep_delivered_ms: int,
+        clock: Clock,
+    ) -> None:
+        self._outbox = outbox
+        self._deliverer = deliverer
+        self._observer = observer
+        self._lock_path = lock_path
+        self._drains = drain
+        self._policy = policy
+        self._max_in_flight = max_in_flight
+        self._keep_ms = keep_delivered_ms
+        self._clock = clock
+        self._start_lock = threading.Lock()
+        self.forget()
+
+    def forget(self) -> None:
+        """Be as new, in a forked child: the parent's thread, loop and sockets are not touched."""
+        self._start_lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._drain: Drain | None = None
+        self._loop: DeliveryLoop | None = None
+        self._event: asyncio.Event | None = None
+        self._stopping = False
+        self._grace = 0.0
+        self._nudged = False
+        self._pace = Pace(self._policy, self._max_in_flight, self._clock.monotonic)
+        self._complaints: set[str] = set()
+        self._changes = -1
+        self.started = False
+        """Whether the thread runs."""
+        self.standby = False
+        """Whether another process holds the drain lock."""
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are being waited for."""
+        drain = self._drain
+        return drain.in_flight if drain else 0
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can be claimed or settled, if that is so."""
+        drain = self._drain
+        return drain.trouble if drain else None
+
+    @property
+    def thread(self) -> threading.Thread | None:
+        """The thread, if it was started."""
+        return self._thread
+
+    def start(self) -> None:
+        """Start the thread unless it runs; without effect while the interpreter shuts down."""
+        with self._start_lock:
+            if self.started or self._stopping:
+                return
+            thread = threading.Thread(target=self._run, name="perqueue-drain", daemon=True)
+            with suppress(RuntimeError):  # the interpreter is shutting down: what is pending stays on disk
+                thread.start()
+                self._thread = thread
+                self.started = True
+
+    def more(self) -> None:
+        """There is a new activity. Called for every ``record()``."""
+        drain = self._drain
+        if drain is not None:
+            drain.more()
+        elif not self.started:
+            self.start()
+
+    def nudge(self) -> None:
+        """Somebody waits: try now, or have the process try that drains."""
+        self.start()
+        self._nudged = True
+        drain = self._drain
+        if drain is not None:
+            drain.probe(self._handled)
+        else:
+            self._ring()
+
+    def _handled(self) -> None:
+        self._nudged = False
+
+    def stop(self, grace: float) -> None:
+        """End the thread; requests in flight have ``grace`` seconds to be answered and settled."""
+        with self._start_lock:
+            self._stopping = True
+        self._grace = grace
+        drain = self._drain
+        if drain is not None:
+            drain.stop(grace)
+        self._ring()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout=grace + 3.0)
+
+    def _ring(self) -> None:
+        loop, event = self._loop, self._event
+        if loop is not None and event is not None:
+            with suppress(RuntimeError):  # closed between the look and the call
+                loop.call_soon_threadsafe(event.set)
+
+    # -- on the thread
+
+    def _run(self) -> None:
+        loop = self._loop = DeliveryLoop()
+        try:
+            loop.run_until_complete(self._main())
+        except Exception:
+            log.exception("the drain thread has failed; a restart of the program is needed")
+        finally:
+            self._drain = None
+            loop.close()
+
+    async def _main(self) -> None:
+        self._event = asyncio.Event()
+        if self._loop is not None:
+            self._loop.start_resolver()
+        deliverer = self._deliverer()
+        lock = self._new_lock()
+        try:
+            while not self._stopping:
+                try:
+                    await self._term(deliverer, lock)
+                except OutboxError as error:
+                    self._complain("outbox", f"the outbox cannot be used; trying again: {error}")
+                    await self._rest(ELECTION_INTERVAL)
+                except Exception:  # the drain outlives even its own mistakes
+                    log.exception("the drain has failed and starts again")
+                    await self._rest(ELECTION_INTERVAL)
+        finally:
+            self._drain = None
+            await deliverer.aclose()
+            with suppress(OSError):
+                lock.release(force=True)
+
+    def _new_lock(self) -> BaseFileLock:
+        from filelock import FileLock  # noqa: PLC0415
+
+        return FileLock(self._lock_path, mode=0o600, thread_local=False, blocking=False)
+
+    async def _term(self, deliverer: Deliverer, lock: BaseFileLock) -> None:
+        """Drain if elected; otherwise follow what the elected process does for a while."""
+        paused = self._pace.gate is Gate.BAD_TOKEN and self._pace.wait() > 0 and not self._nudged
+        if not self._drains or paused or not self._elected(lock):
+            await self._follow(self._pace.wait() if paused else ELECTION_INTERVAL)
+            return
+        try:
+            if self._nudged:
+                self._nudged = False
+                self._pace.wake()
+            drain = Drain(
+                self._outbox,
+                deliverer.deliver,
+                self._observer,
+                self._pace,
+                self._complaints,
+                policy=self._policy,
+                keep_delivered_ms=self._keep_ms,
+                clock=self._clock,
+            )
+            self._drain = drain
+            if self._stopping:
+                drain.stop(self._grace)
+            await drain.run()
+            self._complaints.discard("outbox")
+        finally:
+            self._drain = None
+            lock.release()
+
+    def _elected(self, lock: BaseFileLock) -> bool:
+        from filelock import Timeout  # noqa: PLC0415
+
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            self.standby = True
+            return False
+        except OSError as error:
+            self._complain("lock", f"the drain lock cannot be taken, so nothing is delivered: {error}")
+            return False
+        self.standby = False
+        self._complaints.discard("lock")
+        return True
+
+    async def _follow(self, seconds: float) -> None:
+        """Pass on what another process settles, until it is time for the next election."""
+        until = self._clock.monotonic() + seconds
+        while not self._stopping:
+            if self._nudged and (self.standby or not self._drains):
+                self._nudged = False
+                self._outbox.request_probe()
+            elif self._nudged:
+                return
+            awaited = self._observer.awaited()
+            if awaited is not None:
+                self._pass_on(awaited)
+            self._observer.on_tick()
+            left = until - self._clock.monotonic()
+            if left <= 0:
+                return
+            await self._rest(left if awaited is None else min(left, FOLLOW_INTERVAL))
+
+    def _pass_on(self, awaited: list[int]) -> None:
+        changes = self._outbox.change_counter()
+        if changes == self._changes and not awaited:
+            return
+        self._changes = changes
+        outcomes = self._outbox.settled(awaited)
+        self._observer.on_settled(outcomes, [])
+        hold = self._outbox.position().hold
+        if hold is not None:
+            self._observer.on_hold(hold)
+
+    def _complain(self, about: str, message: str) -> None:
+        if about not in self._complaints:
+            self._complaints.add(about)
+            log.error("%s", message)
+
+    async def _rest(self, seconds: float) -> None:
+        assert self._event is not None  # noqa: S101 - for the type checker
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._event.wait()
+        self._event.clear()
