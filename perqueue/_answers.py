@@ -24,7 +24,9 @@ _TRANSIENT = re.compile(
 )
 
 
-def interpret(status: int, headers: Mapping[str, str], body: bytes, now: float) -> Outcome:
+def interpret(  # noqa: PLR0911 - one return for each row of the table
+    status: int, headers: Mapping[str, str], body: bytes, now: float
+) -> Outcome:
     """Return the outcome of an answer to ``activities.add``; ``now`` is the wall clock, for dates.
 
     | answer | outcome |
@@ -45,19 +47,18 @@ def interpret(status: int, headers: Mapping[str, str], body: bytes, now: float) 
     in_words = f"HTTP {status}" + (f": {reason}" if reason else "")
     if status in (429, 503):
         wait = retry_after(headers, now)
-        if status == 429 or wait is not None:  # noqa: PLR2004 - HTTP's own numbers read best as they are
+        if status == 429 or wait is not None:
             return Outcome(
                 verdict=Verdict.RATE_LIMITED, reason=in_words, retry_after=wait, status=status
             )
-    if status in _NO_ANSWER_STATUS or not (200 <= status < 300 or 400 <= status < 500):  # noqa: PLR2004
+    if status in _NO_ANSWER_STATUS or not (200 <= status < 300 or 400 <= status < 500):
         return Outcome(verdict=Verdict.NO_ANSWER, reason=in_words, status=status)
-    if ok is True and status < 300:  # noqa: PLR2004
+    if ok is True and status < 300:
         transaction_id = _transaction_id(answer)
         if transaction_id is not None:
             return Outcome(verdict=Verdict.ACCEPTED, transaction_id=transaction_id, status=status)
-        return Outcome(
-            verdict=Verdict.NO_ANSWER, reason=f"HTTP {status}: ok, but without a transaction ID", status=status
-        )
+        reason = f"HTTP {status}: ok, but without a transaction ID"
+        return Outcome(verdict=Verdict.NO_ANSWER, reason=reason, status=status)
     if ok is False:
         words = _CAMEL.sub(" ", reason or "")
         if _TRANSIENT.search(words):

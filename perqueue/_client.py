@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import suppress
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from perqueue._activity import Activity, Verdict, checked_id
 from perqueue._clock import SYSTEM_CLOCK
 from perqueue._report import Report, report_period
-from perqueue._settings import resolve_client_settings
+from perqueue._settings import ClientSettings, resolve_client_settings
 from perqueue.exceptions import (
     ActivityRejected,
     AuthenticationError,
@@ -65,7 +66,7 @@ class AsyncPerClient:
             verify=verify,
             transport=transport,
         )
-        from perqueue._wire import Wire  # noqa: PLC0415 - asyncio costs 50 ms, which recording needs not pay
+        from perqueue._wire import Wire
 
         self._wire = Wire(self._settings)
 
@@ -174,7 +175,7 @@ class PerClient:
             if self._closed:
                 message = "the client is closed"
                 raise QueueClosed(message)
-            from perqueue._loop import DeliveryLoop  # noqa: PLC0415
+            from perqueue._loop import DeliveryLoop
 
             loop = self._loop = self._loop or DeliveryLoop()
             task = loop.create_task(call())
@@ -209,3 +210,27 @@ class PerClient:
 def _until_done(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
     with suppress(BaseException):  # the caller takes it from the task
         loop.run_until_complete(task)
+
+
+class Reporter:
+    """Gets the reports of a queue, with the queue's own options."""
+
+    def __init__(self, settings: ClientSettings) -> None:
+        self._options = {field.name: getattr(settings, field.name) for field in fields(ClientSettings)}
+        self._client: PerClient | None = None
+
+    def get_report(self, start: datetime | str | None, end: datetime | str | None) -> Report:
+        """See :meth:`AsyncPerClient.get_report`."""
+        if self._client is None:
+            self._client = PerClient(**self._options)
+        return self._client.get_report(start, end)
+
+    async def aget_report(self, start: datetime | str | None, end: datetime | str | None) -> Report:
+        """See :meth:`AsyncPerClient.get_report`."""
+        async with AsyncPerClient(**self._options) as client:
+            return await client.get_report(start, end)
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._client is not None:
+            self._client.close()

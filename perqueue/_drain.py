@@ -1,8 +1,7 @@
 """Draining: claim, deliver, settle, for as long as this process is the elected one.
 
-Everything here runs in one event loop. Activities move from the outbox to ``_ready``, to a request in
-flight, to ``_outcomes``, and leave with the transaction that settles them. What fails while nothing gets
-through goes to ``_suspects``, so that the next probe is another activity: the outage may be only its own.
+Everything here runs in one event loop. Activities come from the feed, are each sent in a request, and
+leave with the transaction that settles what came of it.
 """
 
 from __future__ import annotations
@@ -10,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from perqueue._activity import TRANSITIONS, Event, Outcome, Settlement, State, Verdict
+from perqueue._feed import Feed
 from perqueue._outbox import Hold, Settled
 from perqueue._pace import PROBE_INTERVAL, Gate, jittered
 from perqueue.exceptions import OutboxError
@@ -37,7 +36,6 @@ SETTLE_DELAY = 0.01
 SETTLE_BATCH = 64
 REFUSAL_STREAK = 20
 """Refusals in a row for one reason, with nothing accepted, that mean it is not the activities' fault."""
-_MOST_SUSPECTS = 64
 _STUCK_RETRY = 0.5
 _PRUNE_BATCH = 50
 _PRUNE_INTERVAL = 60.0
@@ -88,12 +86,9 @@ class Drain:
         self._token_refused = False
         self._crash: BaseException | None = None
 
-        self._cursor = 0
-        self._outstanding: dict[int, Activity] = {}
-        self._ready: deque[Activity] = deque()
-        self._suspects: deque[Activity] = deque()
-        self._failed_at: dict[int, float] = {}
-        self._answered_at = float("-inf")
+        self._position = outbox.position()
+        self._feed = Feed(outbox, pace, clock, policy.activity_cap, self._position.drained_through)
+        self._answered_at = self._woken_at = float("-inf")
         self._lanes: set[asyncio.Task[None]] = set()
         self._outcomes: list[Settlement] = []
         self._settle_at: float | None = None
@@ -102,9 +97,6 @@ class Drain:
         self._stored_hold: Hold | None = None
         self._announced: tuple[Gate, float] | None = None
 
-        self._fresh = self._recheck_due = True
-        self._all_due = False
-        self._next_due: int | None = None
         self._changes = self._probe_requests = -1
         self._next_prune = self._next_second = float("-inf")
 
@@ -117,7 +109,7 @@ class Drain:
 
     def more(self) -> None:
         """There is a new activity. Cheap, unless the drain is asleep."""
-        self._fresh = True
+        self._feed.fresh = True
         if self._asleep:
             self._asleep = False
             self._call(self._event.set)
@@ -140,9 +132,14 @@ class Drain:
         if self._stopping or self._token_refused:
             return
         handled()
-        self._pace.wake()
-        self._all_due = True
+        self._wake()
         self._event.set()
+
+    def _wake(self) -> None:
+        """Somebody waits: give everything one fresh attempt, as soon as Per allows one."""
+        self._woken_at = self._clock.monotonic()
+        self._pace.wake()
+        self._feed.look_again(all_due=True)
 
     def _stop(self, grace: float) -> None:
         self._stopping = True
@@ -151,7 +148,7 @@ class Drain:
 
     async def run(self) -> None:
         """Drain until stopped, or until the token is refused."""
-        self._begin(self._outbox.position())
+        self._begin(self._position)
         try:
             while not self._stopping and not self._token_refused:
                 self._turn()
@@ -163,7 +160,6 @@ class Drain:
 
     def _begin(self, position: Position) -> None:
         self._outbox.set_drainer(os.getpid())
-        self._cursor = position.drained_through
         self._probe_requests = position.probe_requests
         self._stored_hold = hold = position.hold
         if hold is not None and self._pace.gate is None and hold.kind in (Gate.RETRY_AFTER, Gate.REFUSED):
@@ -186,7 +182,7 @@ class Drain:
             self._settle()
             self._store_hold()
             self._look_around()
-            self._fill()
+            self._feed.fill(idle=not self.in_flight)
             self.trouble = None
         except OutboxError as error:
             if self.trouble is None:
@@ -203,10 +199,10 @@ class Drain:
             wait = _STUCK_RETRY
         elif self._settle_at is not None:
             wait = min(wait, self._settle_at - now)
-        if self._pace.gate is not None and self._ready and not self.in_flight:
+        if self._pace.gate is not None and len(self._feed) and not self.in_flight:
             wait = min(wait, max(self._pace.wait(), 0.001))
-        self._asleep = len(self._ready) < self._low_water()
-        if self._asleep and self._fresh and self.trouble is None:
+        self._asleep = self._feed.hungry()
+        if self._asleep and self._feed.fresh and self.trouble is None:
             wait = 0  # a record() came after the last look
         if wait > 0:
             alarm = self._loop.call_later(wait, self._event.set)
@@ -244,12 +240,11 @@ class Drain:
         changes = self._outbox.change_counter()
         if changes != self._changes:
             self._changes = changes
-            self._fresh = self._recheck_due = True
+            self._feed.look_again()
             requests = self._outbox.position().probe_requests
             if requests != self._probe_requests:
                 self._probe_requests = requests
-                self._pace.wake()
-                self._all_due = True
+                self._wake()
         now = self._clock.monotonic()
         if now >= self._next_second:
             self._next_second = now + 1.0
@@ -258,62 +253,10 @@ class Drain:
             more = self._outbox.prune(self._clock.time_ms() - self._keep_ms, _MOST_KEPT, _PRUNE_BATCH)
             self._next_prune = now + (0.01 if more else _PRUNE_INTERVAL)
 
-    def _fill(self) -> None:
-        """Have enough activities ready for every lane, and never more than a few hundred in memory."""
-        low = self._low_water()
-        if len(self._ready) >= low:
-            return
-        want = 2 * low - len(self._ready)
-        came = self._claim_due(want)
-        if self._fresh and len(self._ready) < low:
-            self._fresh = False  # before the look: a record() during it sets it again
-            claimed = self._outbox.claim(self._cursor, want)
-            if claimed:
-                self._fresh = True
-                self._cursor = claimed[-1].id
-                came += self._take(claimed)
-        if came and self._pace.gate is Gate.BACKING_OFF and len(self._suspects) == 1:
-            # Everything that failed is one activity. Ask with another before calling it an outage.
-            self._pace.wake()
-        if self._pace.gate is Gate.REFUSED and not self.in_flight and not self._pace.wait():
-            self._take_newest()
-
-    def _low_water(self) -> int:
-        return 2 * self._pace.limit + 8
-
-    def _claim_due(self, want: int) -> int:
-        now = self._clock.time_ms()
-        farthest = now + int(self._policy.activity_cap * 1000)
-        if self._recheck_due:
-            self._recheck_due = False
-            self._next_due = self._outbox.next_due()
-        due = self._next_due
-        if due is None or not (self._all_due or due <= now or due > farthest):
-            self._all_due = False
-            return 0
-        claimed = self._outbox.claim_due(None if self._all_due else now, farthest, want, self._outstanding)
-        self._all_due = self._all_due and len(claimed) == want
-        self._recheck_due = True
-        return self._take(claimed)
-
-    def _take_newest(self) -> None:
-        """Probe with what was recorded last: it is likeliest to have a corrected activity type."""
-        newest = self._outbox.claim(self._outbox.position().last_id - 1, 1)
-        self._take(newest)
-        if newest and self._ready and self._ready[-1].id == newest[0].id:
-            self._ready.rotate(1)
-
-    def _take(self, claimed: list[Activity]) -> int:
-        new = [activity for activity in claimed if activity.id not in self._outstanding]
-        for activity in new:
-            self._outstanding[activity.id] = activity
-        self._ready.extend(new)
-        return len(new)
-
     # -- delivering
 
     def _open_lanes(self) -> None:
-        wanted = min(self._pace.allowance(), self.in_flight + len(self._ready) + len(self._suspects))
+        wanted = min(self._pace.allowance(), self.in_flight + len(self._feed))
         while len(self._lanes) < wanted:
             lane = self._loop.create_task(self._lane())
             self._lanes.add(lane)
@@ -327,13 +270,9 @@ class Drain:
 
     def _next(self) -> Activity | None:
         """Return what to send now, if anything may be sent."""
-        if self._stopping or self._token_refused or self.trouble is not None or self.in_flight >= self._pace.allowance():
+        if self._stopping or self._token_refused or self.trouble is not None:
             return None
-        if self._ready and (self._pace.gate is None or len(self._suspects) < _MOST_SUSPECTS):
-            return self._ready.popleft()
-        if self._suspects:
-            return self._suspects.popleft()
-        return self._ready.popleft() if self._ready else None
+        return self._feed.next() if self.in_flight < self._pace.allowance() else None
 
     async def _lane(self) -> None:
         """Send one activity after the other."""
@@ -346,7 +285,8 @@ class Drain:
             except asyncio.CancelledError:
                 raise
             except Exception as error:  # noqa: BLE001 - one activity must not stop the others
-                outcome = Outcome(verdict=Verdict.NO_ANSWER, reason=f"perqueue failed: {type(error).__name__}")
+                reason = f"perqueue failed: {type(error).__name__}"
+                outcome = Outcome(verdict=Verdict.NO_ANSWER, reason=reason)
             finally:
                 self.in_flight -= 1
             self._answered(activity, outcome, sent_at)
@@ -363,23 +303,23 @@ class Drain:
             case Verdict.REJECTED:
                 self._refused(activity, reason, sent_at)
             case Verdict.BAD_TOKEN:
-                self._ready.appendleft(activity)
+                self._feed.put_back(activity)
                 self._token_refused = True
                 self._pace.refused(sent_at, Gate.BAD_TOKEN, reason)
                 self._complain(
                     Gate.BAD_TOKEN,
                     logging.ERROR,
-                    f"Per refused the activity token ({reason}): delivery is paused, everything is kept",
+                    f"Per refused the activity token ({reason}): everything is kept, delivery is paused",
                 )
             case Verdict.RATE_LIMITED | Verdict.NO_ANSWER:
                 self._unanswered(activity, outcome, reason, sent_at)
         if was_closed and self._pace.gate is None:
             self._recovered()
-        idle = not self.in_flight and not self._ready
-        if idle or len(self._outcomes) >= SETTLE_BATCH or len(self._ready) <= self._pace.limit:
-            self._event.set()
+        idle = not self.in_flight and not len(self._feed)
         if idle or len(self._outcomes) >= SETTLE_BATCH or self._pace.gate is not None:
             self._settle_at = self._clock.monotonic()
+            self._event.set()
+        elif self._feed.hungry():
             self._event.set()
 
     def _got_through(self, sent_at: float) -> None:
@@ -388,7 +328,7 @@ class Drain:
 
     def _refused(self, activity: Activity, reason: str, sent_at: float) -> None:
         if self._pace.gate is Gate.REFUSED and reason == self._pace.reason:
-            self._ready.append(activity)  # nothing has changed: it is not this activity's fault
+            self._feed.put_back(activity)  # nothing has changed: it is not this activity's fault
             self._pace.refused(sent_at, Gate.REFUSED, reason)
             return
         self._got_through(sent_at)
@@ -402,21 +342,21 @@ class Drain:
             self._complain(
                 Gate.REFUSED,
                 logging.ERROR,
-                f"Per refused {REFUSAL_STREAK} activities in a row for one reason, and accepted none: delivery is"
-                " paused, they stay pending; `perqueue status` shows the reason",
+                f"Per refused {REFUSAL_STREAK} activities in a row for one reason, and accepted none:"
+                " they stay pending, delivery is paused; `perqueue status` shows the reason",
             )
 
     def _unanswered(self, activity: Activity, outcome: Outcome, reason: str, sent_at: float) -> None:
         """Keep it pending: on its own account if others get through, else as a suspect of an outage."""
-        failed_before = self._failed_at.get(activity.id, float("inf"))
-        own = activity.attempts > 0 or self._answered_at > min(sent_at, failed_before)
+        own = activity.attempts > 0 or self._answered_at > min(sent_at, self._feed.failed_at(activity))
         if own:
             wait = jittered(self._policy.base, self._policy.activity_cap, activity.attempts + 1)
+            if sent_at < self._woken_at:
+                wait = 0.0  # whoever waits is owed an attempt that began after the asking
             until = self._clock.time_ms() + int(wait * 1000)
             self._put(activity, Event.DEFER, sent_at, reason=reason, not_before=until)
         else:
-            self._failed_at[activity.id] = self._clock.monotonic()
-            self._suspects.append(activity)
+            self._feed.suspect(activity)
             self._put(activity, Event.DEFER, sent_at, reason=reason)
         if outcome.verdict is Verdict.RATE_LIMITED:
             self._pace.throttled(sent_at, reason, outcome.retry_after)
@@ -442,8 +382,7 @@ class Drain:
         if self._complaints:
             self._complaints.clear()
             log.info("Per answers again: delivery goes on")
-        self._ready = deque(sorted([*self._suspects, *self._ready], key=lambda activity: activity.id))
-        self._suspects.clear()
+        self._feed.acquit()
 
     # -- settling
 
@@ -479,18 +418,15 @@ class Drain:
         while self._outcomes:
             batch = self._outcomes[: 2 * SETTLE_BATCH]
             leaving = {s.activity.id for s in batch if s.event is not Event.DEFER or s.not_before is not None}
-            staying = min((i for i in self._outstanding if i not in leaving), default=self._cursor + 1)
             self._outbox.settle(
                 batch,
-                drained_through=min(self._cursor, staying - 1),
+                drained_through=self._feed.watermark(leaving),
                 refusals=(len(self._streak), self._streak_reason),
             )
             del self._outcomes[: len(batch)]
-            for activity_id in leaving:
-                self._outstanding.pop(activity_id, None)
-                self._failed_at.pop(activity_id, None)
+            self._feed.leave(leaving)
             if any(s.not_before is not None for s in batch):
-                self._recheck_due = True
+                self._feed.look_again()
             self._report(batch)
         if len(self._streak) >= REFUSAL_STREAK:
             self._take_back_streak()
@@ -503,7 +439,7 @@ class Drain:
         hold = Hold(kind=Gate.REFUSED, reason=reason, until=self._until())
         self._stored_hold = self._outbox.take_back(ids, hold)
         self._announced = (Gate.REFUSED, self._pace.closed_at)
-        self._recheck_due = True
+        self._feed.look_again()
         self._observer.on_hold(self._stored_hold)
 
     def _report(self, batch: list[Settlement]) -> None:

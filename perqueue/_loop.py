@@ -66,7 +66,7 @@ class DeliveryLoop(asyncio.SelectorEventLoop):
         if self._resolver is None:
             self._resolver = DaemonResolver()
 
-    async def getaddrinfo(  # type: ignore[override]  # typeshed narrows the host and the result
+    async def getaddrinfo(
         self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0  # noqa: A002
     ) -> Any:
         """Look up a host name on the daemon thread."""

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from perqueue._activity import State
+from perqueue._outbox import Hold, Settled
+from perqueue._settings import checked_timeout
 from perqueue.exceptions import (
     ActivityRejected,
     AuthenticationError,
@@ -17,12 +21,13 @@ from perqueue.exceptions import (
 )
 
 if TYPE_CHECKING:
-    import weakref
     from collections.abc import Callable, Generator
+    from typing import Self
 
-    from perqueue._outbox import Hold, Settled
+    News = Settled | Hold | PerQueueError | None
+    Listener = Callable[[News], object]
 
-    Listener = Callable[[Settled | Hold | PerQueueError | None], object]
+_AWAIT_TIMEOUT = 30.0
 
 
 class Waiters:
@@ -89,16 +94,55 @@ class ReceiptOffice(Protocol):
     def _why_pending(self) -> str: ...
 
 
+class _Hearing:
+    """One wait for one activity: what is heard of it, from the drain's thread, until there is a result."""
+
+    def __init__(self, activity_id: int, office: ReceiptOffice, wake: Callable[[], object]) -> None:
+        self._id = activity_id
+        self._office = office
+        self._wake = wake
+        self._news: deque[News] = deque()
+
+    def __enter__(self) -> Self:
+        self._pauses = self._office._watch(self._id, self._listen)  # noqa: SLF001
+        self._news.append(self._office._outcome(self._id))  # noqa: SLF001 - what came before the watch
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._office._unwatch(self._id, self._listen)  # noqa: SLF001
+
+    def _listen(self, news: News) -> None:
+        self._news.append(news)
+        self._wake()
+
+    def result(self) -> str | None:
+        """Return the transaction ID, raise what the caller must know, or return None to wait on."""
+        while self._news:
+            news = self._news.popleft()
+            if isinstance(news, PerQueueError):
+                raise news
+            if isinstance(news, Settled):
+                return _transaction_id(news)
+            error = pause_error(news, self._pauses)
+            if error is not None:
+                raise error
+        return None
+
+
 class Receipt:
     """Stands for one recorded activity; wait for it, await it, or let it go.
 
-    It is cheap (a number and a weak reference), and dropping it changes nothing.
+    It is cheap (a number and a weak reference), and dropping it changes nothing. Awaiting it gives the
+    transaction ID, or raises as :meth:`wait` does after 30 seconds; cancelling the await cancels only that.
     """
 
     __slots__ = ("_error", "_office", "id")
 
     def __init__(
-        self, activity_id: int, office: weakref.ref[ReceiptOffice], error: OutboxError | None = None
+        self,
+        activity_id: int,
+        office: Callable[[], ReceiptOffice | None],
+        error: OutboxError | None = None,
     ) -> None:
         self.id = activity_id
         """The activity's number in the outbox; 0 if it could not be stored."""
@@ -107,6 +151,49 @@ class Receipt:
 
     def __repr__(self) -> str:
         return f"<Receipt {self.id}>"
+
+    def wait(self, timeout: float | None = 30.0) -> str:
+        """Block until Per has accepted this activity, and return its transaction ID.
+
+        ``timeout`` is in seconds; None waits without limit. Raises :class:`~perqueue.ActivityRejected`,
+        :class:`~perqueue.AuthenticationError`, :class:`~perqueue.FlushTimeout` (it stays pending), or
+        :class:`~perqueue.QueueClosed`. Works also when another process delivers it.
+        """
+        timeout = checked_timeout("timeout", timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        office = self._open()
+        happened = threading.Event()
+        with _Hearing(self.id, office, happened.set) as hearing:
+            while (result := hearing.result()) is None:
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                if not happened.wait(left):
+                    raise self._timed_out(office)
+                happened.clear()
+            return result
+
+    def __await__(self) -> Generator[object, None, str]:
+        return self._wait_async().__await__()
+
+    async def _wait_async(self) -> str:
+        import asyncio  # whoever awaits has it loaded
+
+        office = self._open()
+        loop = asyncio.get_running_loop()
+        happened = asyncio.Event()
+
+        def wake() -> None:
+            with suppress(RuntimeError):  # that loop was closed: nobody waits any more
+                loop.call_soon_threadsafe(happened.set)
+
+        with _Hearing(self.id, office, wake) as hearing:
+            try:
+                async with asyncio.timeout(_AWAIT_TIMEOUT):
+                    while (result := hearing.result()) is None:
+                        await happened.wait()
+                        happened.clear()
+                    return result
+            except TimeoutError:
+                raise self._timed_out(office) from None
 
     def _open(self) -> ReceiptOffice:
         if self._error is not None:
@@ -117,96 +204,9 @@ class Receipt:
             raise QueueClosed(message)
         return office
 
-    def wait(self, timeout: float | None = 30.0) -> str:
-        """Block until Per has accepted this activity, and return its transaction ID.
-
-        ``timeout`` is in seconds; None waits without limit. Raises :class:`~perqueue.ActivityRejected`,
-        :class:`~perqueue.AuthenticationError`, :class:`~perqueue.FlushTimeout` (it stays pending), or
-        :class:`~perqueue.QueueClosed`. Works also when another process delivers it.
-        """
-        office = self._open()
-        deadline = None if timeout is None else time.monotonic() + timeout
-        news: list[Settled | Hold | PerQueueError | None] = []
-        happened = threading.Event()
-
-        def listen(what: Settled | Hold | PerQueueError | None) -> None:
-            news.append(what)
-            happened.set()
-
-        pauses = office._watch(self.id, listen)  # noqa: SLF001
-        try:
-            done = office._outcome(self.id)  # noqa: SLF001
-            if done is not None:
-                return _transaction_id(done)
-            while True:
-                left = None if deadline is None else deadline - time.monotonic()
-                if (left is not None and left <= 0) or not happened.wait(left):
-                    raise self._timed_out(office)
-                happened.clear()
-                while news:
-                    result = judge(news.pop(0), pauses)
-                    if result is not None:
-                        return result
-        finally:
-            office._unwatch(self.id, listen)  # noqa: SLF001
-
-    def __await__(self) -> Generator[object, None, str]:
-        return self._wait_async().__await__()
-
-    async def _wait_async(self, timeout: float = 30.0) -> str:
-        import asyncio  # noqa: PLC0415 - whoever awaits has it loaded
-
-        office = self._open()
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[str] = loop.create_future()
-        pauses = 0
-
-        def hear(what: Settled | Hold | PerQueueError | None) -> None:
-            if answer.done():
-                return
-            try:
-                result = judge(what, pauses)
-            except PerQueueError as error:
-                answer.set_exception(error)
-            else:
-                if result is not None:
-                    answer.set_result(result)
-
-        def listen(what: Settled | Hold | PerQueueError | None) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(hear, what)
-
-        pauses = office._watch(self.id, listen)  # noqa: SLF001
-        try:
-            done = office._outcome(self.id)  # noqa: SLF001
-            if done is not None:
-                return _transaction_id(done)
-            async with asyncio.timeout(timeout):
-                return await answer
-        except TimeoutError as error:
-            if isinstance(error, PerQueueError):
-                raise
-            raise self._timed_out(office) from None
-        finally:
-            office._unwatch(self.id, listen)  # noqa: SLF001
-
     def _timed_out(self, office: ReceiptOffice) -> FlushTimeout:
         why = office._why_pending()  # noqa: SLF001
         return FlushTimeout(f"activity {self.id} is still pending: {why}", pending=1, reason=why)
-
-
-def judge(news: Settled | Hold | PerQueueError | None, pauses: int) -> str | None:
-    """Return the transaction ID, raise what a waiting caller must know, or return None to wait on."""
-    if news is None:
-        return None
-    if isinstance(news, PerQueueError):
-        raise news
-    if hasattr(news, "state"):
-        return _transaction_id(news)
-    error = pause_error(news, pauses)
-    if error is not None:
-        raise error
-    return None
 
 
 def pause_error(hold: Hold | None, pauses: int) -> PerQueueError | None:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
-from perqueue import _fork
+from perqueue import _ending, _fork
 from perqueue._activity import Activity, checked_id
-from perqueue._clock import SYSTEM_CLOCK, datetime_from_ms
+from perqueue._client import Reporter
+from perqueue._clock import SYSTEM_CLOCK
+from perqueue._flush import DEFAULT, Default, Flush, Rejections
+from perqueue._observer import Observer, call_back
 from perqueue._outbox import SQLiteOutbox
-from perqueue._receipt import Receipt, Waiters, pause_error
-from perqueue._settings import checked_timeout, resolve_settings
-from perqueue._stats import DrainState, Stats
+from perqueue._receipt import Receipt, Waiters
+from perqueue._settings import resolve_settings
+from perqueue._stats import DrainState
+from perqueue._status import describe
 from perqueue.exceptions import (
-    ActivityRejected,
-    FlushTimeout,
     InvalidActivity,
     OutboxError,
     PerQueueError,
@@ -35,66 +36,14 @@ if TYPE_CHECKING:
 
     import httpx
 
-    from perqueue._client import PerClient
-    from perqueue._outbox import Hold, Outbox, Settled
+    from perqueue._outbox import Settled
     from perqueue._receipt import Listener
     from perqueue._report import Report
-    from perqueue._settings import RetryPolicy, Settings, Token
+    from perqueue._settings import RetryPolicy, Token
+    from perqueue._stats import Stats
     from perqueue._worker import Worker
 
 log = logging.getLogger("perqueue")
-
-_MOST_NAMED = 100
-_COUNT_LIMIT = 100_000
-_open: weakref.WeakSet[PerQueue] = weakref.WeakSet()
-
-
-class _Default:
-    """Stands for "the queue's own timeout", since None means no limit."""
-
-
-_DEFAULT = _Default()
-
-
-class _Observer:
-    """Passes on what the drain did. Holds no reference to the queue, which may be dropped."""
-
-    def __init__(self, settings: Settings, stats: Callable[[], Stats | None]) -> None:
-        self.waiters = Waiters()
-        self._settings = settings
-        self._stats = stats
-        self._stalled = False
-
-    def on_settled(self, outcomes: dict[int, Settled], rejected: list[Activity]) -> None:
-        self.waiters.settled(outcomes)
-        callback = self._settings.on_rejected
-        if callback is not None:
-            for activity in rejected:
-                _call(callback, activity)
-
-    def on_hold(self, hold: Hold) -> None:
-        self.waiters.tell_all(hold)
-
-    def on_tick(self) -> None:
-        callback = self._settings.on_stalled
-        stats = self._stats() if callback is not None else None
-        if callback is None or stats is None:
-            return
-        stalled = (stats.oldest_pending_age or 0.0) > self._settings.stalled_after
-        if stalled and not self._stalled:
-            _call(callback, stats)
-        self._stalled = stalled
-
-    def awaited(self) -> list[int] | None:
-        return self.waiters.ids() if self.waiters.any() else None
-
-
-def _call(callback: Callable[[Any], object], argument: object) -> None:
-    """Call back a user's function; its mistakes are its own."""
-    try:
-        callback(argument)
-    except Exception:
-        log.exception("a perqueue callback has failed")
 
 
 class PerQueue:
@@ -120,7 +69,8 @@ class PerQueue:
     :param durability: "process" survives ``kill -9`` from the moment ``record()`` returns, and a power
         cut about 0.1 s later; "power" survives a power cut from that moment, for one fsync, which
         concurrent callers share.
-    :param keep_delivered: how long settled activities stay as the audit trail, at least one hour; None: 35 days.
+    :param keep_delivered: how long settled activities stay as the audit trail, at least one hour
+            (default: 35 days).
     :param max_pending: ``record()`` raises :class:`~perqueue.OutboxFull` beyond.
     :param flush_timeout: seconds, for ``flush()`` and ``with``; None waits without limit.
     :param exit_timeout: seconds to deliver at interpreter exit without ``close()``, and for requests in
@@ -197,10 +147,10 @@ class PerQueue:
         self._activity_type_id = settings.activity_type_id
         self._self = weakref.ref(self)
         self._close_lock = threading.Lock()
-        self._client: PerClient | None = None
+        self._reporter = Reporter(settings)
         self._worker: Worker | None = None
         if settings.drain:
-            from perqueue._worker import warm_up  # noqa: PLC0415 - loads asyncio and httpx
+            from perqueue._worker import warm_up
 
             warm_up()
         self._outbox = SQLiteOutbox(
@@ -209,10 +159,10 @@ class PerQueue:
             power=settings.durability == "power",
             max_pending=settings.max_pending,
         )
-        self._observer = _Observer(settings, _weak_stats(self._self))
+        self._observer = Observer(settings, _weak_stats(self._self))
         position = self._outbox.position()
-        self._seen_rejections = position.rejections
-        self._finalizer = weakref.finalize(self, _abandon, self._outbox, None)
+        self._rejections = Rejections(position.rejections)
+        self._finalizer = weakref.finalize(self, _ending.end_elsewhere, self._outbox, None)
         self._finalizer.atexit = False
         self._closed = False
         if settings.drain:
@@ -220,7 +170,7 @@ class PerQueue:
             if position.pending > 0:
                 self._follower().start()
         _fork.participate(self)
-        _open.add(self)
+        _ending.opened(self)
 
     def __repr__(self) -> str:
         return f"<PerQueue {self._settings.outbox} for {self._settings.origin}>"
@@ -260,7 +210,7 @@ class PerQueue:
             )
             if self._settings.on_record_error is None:
                 raise
-            _call(self._settings.on_record_error, error)
+            call_back(self._settings.on_record_error, error)
             return Receipt(0, self._self, error)
         worker = self._worker
         if worker is not None:
@@ -273,7 +223,7 @@ class PerQueue:
 
     # -- waiting
 
-    def flush(self, timeout: float | None | _Default = _DEFAULT) -> None:
+    def flush(self, timeout: float | Default | None = DEFAULT) -> None:
         """Return once Per has accepted everything that is pending now.
 
         ``timeout`` is in seconds (default: ``flush_timeout``); None waits without limit. Raises
@@ -282,7 +232,7 @@ class PerQueue:
         :class:`~perqueue.ActivityRejected` once for what Per has refused since the previous flush, or
         :class:`~perqueue.OutboxError`.
         """
-        flush = _Flush(self, timeout)
+        flush = self._new_flush(timeout)
         happened = threading.Event()
 
         def listen(_: object) -> None:
@@ -290,18 +240,18 @@ class PerQueue:
 
         self._observer.waiters.add(None, listen)
         try:
-            while not flush.done():
+            while not self._flushed(flush):
                 happened.wait(flush.wait())
                 happened.clear()
         finally:
             self._observer.waiters.remove(None, listen)
 
-    async def aflush(self, timeout: float | None | _Default = _DEFAULT) -> None:  # noqa: ASYNC109
+    async def aflush(self, timeout: float | Default | None = DEFAULT) -> None:  # noqa: ASYNC109
         """Do as :meth:`flush`, without blocking the event loop."""
-        import asyncio  # noqa: PLC0415 - whoever awaits has it loaded
+        import asyncio
 
         loop = asyncio.get_running_loop()
-        flush = _Flush(self, timeout)
+        flush = self._new_flush(timeout)
         happened = asyncio.Event()
 
         def listen(_: object) -> None:
@@ -310,13 +260,31 @@ class PerQueue:
 
         self._observer.waiters.add(None, listen)
         try:
-            while not flush.done():
+            while not self._flushed(flush):
                 alarm = loop.call_later(flush.wait(), happened.set)
                 await happened.wait()
                 alarm.cancel()
                 happened.clear()
         finally:
             self._observer.waiters.remove(None, listen)
+
+    def _new_flush(self, timeout: float | Default | None) -> Flush:
+        self._not_from_callback()
+        if self._closed:
+            self._refuse()
+        return Flush(
+            self._outbox,
+            self._rejections,
+            self._settings.flush_timeout if isinstance(timeout, Default) else timeout,
+            nudge=self._nudge,
+            why_pending=self._why_pending,
+        )
+
+    def _flushed(self, flush: Flush) -> bool:
+        if self._closed:
+            message = "the queue was closed while flushing; what is undelivered stays in the outbox"
+            raise QueueClosed(message)
+        return flush.done()
 
     def _nudge(self) -> None:
         self._follower().nudge()
@@ -329,8 +297,8 @@ class PerQueue:
         return self._worker
 
     def _make_worker(self) -> None:
-        from perqueue._wire import Wire  # noqa: PLC0415 - loads asyncio
-        from perqueue._worker import Worker  # noqa: PLC0415
+        from perqueue._wire import Wire  # loads asyncio
+        from perqueue._worker import Worker
 
         settings = self._settings
         worker = Worker(
@@ -345,7 +313,7 @@ class PerQueue:
             clock=self._clock,
         )
         self._finalizer.detach()
-        self._finalizer = weakref.finalize(self, _abandon, self._outbox, worker)
+        self._finalizer = weakref.finalize(self, _ending.end_elsewhere, self._outbox, worker)
         self._finalizer.atexit = False
         self._worker = worker
 
@@ -364,8 +332,8 @@ class PerQueue:
         self._not_from_callback()
         if self._closed:
             self._refuse()
-        self._observer.waiters.add(activity_id, listener)
         pauses = self._outbox.position().pauses
+        self._observer.waiters.add(activity_id, listener)
         self._nudge()
         return pauses
 
@@ -387,37 +355,8 @@ class PerQueue:
         """
         if self._closed:
             self._refuse()
-        position = self._outbox.position()
-        worker = self._worker
-        in_flight = worker.in_flight if worker else 0
-        hold, resumes_at = position.hold, None
-        reason: str | None = None
-        if worker is not None and worker.trouble:
-            state, reason = DrainState.PAUSED, worker.trouble
-        elif hold is not None and position.pending > 0:
-            pausing = hold.kind in ("bad_token", "refused")
-            state = DrainState.PAUSED if pausing else DrainState.BACKING_OFF
-            reason = f"{hold.kind.replace('_', ' ')}: {hold.reason}"
-            resumes_at = datetime_from_ms(hold.until)
-        elif not self._settings.drain:
-            state = DrainState.OFF
-        elif worker is not None and worker.standby:
-            state = DrainState.STANDBY
-            reason = f"process {position.drainer_pid} drains" if position.drainer_pid else None
-        else:
-            state = DrainState.DELIVERING if position.pending else DrainState.IDLE
-        oldest = position.oldest_pending
-        age = None if oldest is None else max(0.0, (self._clock.time_ms() - oldest[1]) / 1000)
-        return Stats(
-            pending=position.pending,
-            oldest_pending_age=age,
-            delivered=position.accepted,
-            rejected=position.rejected,
-            damaged=position.damaged,
-            in_flight=in_flight,
-            state=state,
-            reason=reason,
-            resumes_at=resumes_at,
+        return describe(
+            self._outbox.position(), self._worker, drains=self._settings.drain, now=self._clock.time_ms()
         )
 
     def get_report(self, start: datetime | str | None = None, end: datetime | str | None = None) -> Report:
@@ -425,27 +364,13 @@ class PerQueue:
 
         What is still pending is not in it: ``flush()`` first where that matters.
         """
-        if self._client is None:
-            from perqueue._client import PerClient  # noqa: PLC0415
-
-            self._client = PerClient(**self._client_options())
-        return self._client.get_report(start, end)
+        return self._reporter.get_report(start, end)
 
     async def aget_report(
         self, start: datetime | str | None = None, end: datetime | str | None = None
     ) -> Report:
         """Do as :meth:`get_report`, without blocking the event loop."""
-        from perqueue._client import AsyncPerClient  # noqa: PLC0415
-
-        async with AsyncPerClient(**self._client_options()) as client:
-            return await client.get_report(start, end)
-
-    def _client_options(self) -> dict[str, Any]:
-        names = (
-            "activity_token", "reporting_token", "activity_type_id", "base_url", "request_timeout",
-            "proxy", "verify", "transport",
-        )  # fmt: skip
-        return {name: getattr(self._settings, name) for name in names}
+        return await self._reporter.aget_report(start, end)
 
     # -- ending
 
@@ -458,7 +383,7 @@ class PerQueue:
 
     async def aclose(self) -> None:
         """Do as :meth:`close`, without blocking the event loop."""
-        import asyncio  # noqa: PLC0415
+        import asyncio
 
         await asyncio.to_thread(self.close)
 
@@ -468,21 +393,21 @@ class PerQueue:
                 return
             self._closed = True
         _fork.withdraw(self)
-        _open.discard(self)
+        _ending.closed(self)
         self._finalizer.detach()
         worker = self._worker
         if worker is not None and threading.current_thread() is worker.thread:
             # From a callback: the thread must end before the outbox is closed.
-            threading.Thread(target=_end, args=(self._outbox, worker, grace), daemon=True).start()
+            _ending.end_elsewhere(self._outbox, worker, grace)
         else:
-            _end(self._outbox, worker, grace)
+            _ending.end(self._outbox, worker, grace)
         error = QueueClosed("the queue was closed; what is undelivered stays in the outbox")
         self._observer.waiters.tell_all(error)
-        if self._client is not None:
-            self._client.close()
+        self._reporter.close()
 
-    def _at_exit(self, deadline: float) -> None:
-        """Deliver what can be delivered in time, then stop; in silence."""
+    def deliver_at_exit(self, began: float) -> None:
+        """Deliver for what is left of ``exit_timeout``, then close; called when the interpreter exits."""
+        deadline = began + self._settings.exit_timeout
         worker = self._worker
         try:
             if worker is not None and worker.started and self._settings.drain and not worker.standby:
@@ -498,7 +423,7 @@ class PerQueue:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None or issubclass(kind, Exception):
+            if not self._closed and (kind is None or issubclass(kind, Exception)):
                 self.flush()
         except PerQueueError:
             if kind is None:
@@ -513,7 +438,7 @@ class PerQueue:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None or issubclass(kind, Exception):
+            if not self._closed and (kind is None or issubclass(kind, Exception)):
                 await self.aflush()
         except PerQueueError:
             if kind is None:
@@ -521,7 +446,7 @@ class PerQueue:
         finally:
             await self.aclose()
 
-    # -- forking (_fork.ForkAware)
+    # -- around a fork, see perqueue._fork
 
     def before_fork(self) -> None:
         """Nothing to do: the outbox closes itself."""
@@ -534,73 +459,7 @@ class PerQueue:
         self._close_lock = threading.Lock()
         self._observer.waiters = Waiters()
         if self._worker is not None:
-            self._worker.forget()
-
-
-class _Flush:
-    """One flush under way: what it waits for, until when, and what it raises."""
-
-    def __init__(self, queue: PerQueue, timeout: float | None | _Default) -> None:
-        queue._not_from_callback()
-        if queue._closed:
-            queue._refuse()
-        if isinstance(timeout, _Default):
-            timeout = queue._settings.flush_timeout
-        timeout = checked_timeout("timeout", timeout)
-        self._queue = queue
-        self._timeout = timeout
-        self._deadline = None if timeout is None else time.monotonic() + timeout
-        position = queue._outbox.position()
-        self._target = position.last_id
-        self._pauses = position.pauses
-        self._nudged = False
-
-    def done(self) -> bool:
-        """Tell whether everything is settled; raise if that was a refusal, or cannot be in time."""
-        queue = self._queue
-        if queue._closed:
-            message = "the queue was closed while flushing; what is undelivered stays in the outbox"
-            raise QueueClosed(message)
-        position = queue._outbox.position()
-        oldest = position.oldest_pending
-        if oldest is None or oldest[0] > self._target:
-            self._check_rejections(queue, position.rejections)
-            return True
-        paused = pause_error(position.hold, self._pauses)
-        if paused is not None:
-            raise paused
-        if self._deadline is not None and time.monotonic() >= self._deadline:
-            raise self._timed_out(queue)
-        if not self._nudged:
-            self._nudged = True
-            queue._nudge()
-        return False
-
-    def wait(self) -> float:
-        """Return the seconds until the next look, if nothing happens before."""
-        left = 0.5 if self._deadline is None else self._deadline - time.monotonic()
-        return min(0.5, max(0.0, left))
-
-    def _timed_out(self, queue: PerQueue) -> FlushTimeout:
-        pending = queue._outbox.count_pending(self._target, _COUNT_LIMIT)
-        reason = queue._why_pending()
-        many = "at least " if pending >= _COUNT_LIMIT else ""
-        message = f"{many}{pending} activities are not accepted after {self._timeout:g} s, and kept ({reason})"
-        return FlushTimeout(message, pending=pending, reason=reason)
-
-    @staticmethod
-    def _check_rejections(queue: PerQueue, rejections: int) -> None:
-        seen = queue._seen_rejections
-        queue._seen_rejections = max(seen, rejections)
-        rejected = queue._outbox.rejected_since(seen, _MOST_NAMED) if rejections > seen else []
-        if rejected:
-            many = f"{_MOST_NAMED} or more" if len(rejected) == _MOST_NAMED else str(len(rejected))
-            reason = rejected[0].reason
-            message = (
-                f"Per refused {many} of the activities since the previous flush (first reason: {reason});"
-                " they are kept: `perqueue rejected list`"
-            )
-            raise ActivityRejected(message, reason=reason, activities=rejected)
+            self._worker.abandon()
 
 
 def _weak_stats(reference: weakref.ref[PerQueue]) -> Callable[[], Stats | None]:
@@ -612,26 +471,3 @@ def _weak_stats(reference: weakref.ref[PerQueue]) -> Callable[[], Stats | None]:
             return None
 
     return stats
-
-
-def _end(outbox: Outbox, worker: Worker | None, grace: float) -> None:
-    if worker is not None:
-        worker.stop(grace)
-    outbox.close()
-
-
-def _abandon(outbox: Outbox, worker: Worker | None) -> None:
-    """Stop the threads of a queue that was dropped without ``close()``."""
-    # On a thread of its own: the collector may run anywhere, under any lock.
-    try:
-        threading.Thread(target=_end, args=(outbox, worker, 0.0), name="perqueue-end", daemon=True).start()
-    except RuntimeError:
-        log.debug("dropped while the interpreter ends")
-
-
-@atexit.register
-def _deliver_at_exit() -> None:
-    """Deliver for up to ``exit_timeout`` in each process that ends without ``close()``."""
-    began = time.monotonic()
-    for queue in list(_open):
-        queue._at_exit(began + queue._settings.exit_timeout)

@@ -110,9 +110,11 @@ def resolve_settings(environ: Mapping[str, str] = os.environ, **options: Any) ->
             message = f"{name} is not available in this version"
             raise ConfigurationError(message)
     resolved = _client_options(environ, options)
-    resolved["outbox"] = _outbox_path(options["outbox"] or environ.get("PERQUEUE_OUTBOX"))
+    resolved["outbox"] = outbox_path(options["outbox"] or environ.get("PERQUEUE_OUTBOX"))
     drain = options["drain"]
-    resolved["drain"] = _flag(environ.get("PERQUEUE_DRAIN", "true")) if drain is None else _bool("drain", drain)
+    if drain is None:
+        drain = _flag(environ.get("PERQUEUE_DRAIN", "true"))
+    resolved["drain"] = _bool("drain", drain)
     if resolved["drain"] and resolved["activity_token"] is None:
         message = (
             "activity_token is missing: pass it or set PER_ACTIVITY_TOKEN;"
@@ -196,8 +198,8 @@ def _client_options(environ: Mapping[str, str], options: Mapping[str, Any]) -> d
 
 
 def _base_url(url: object) -> str:
-    if not isinstance(url, str) or not url.isascii() or any(c.isspace() or not c.isprintable() for c in url):
-        message = "base_url must be an ASCII URL without spaces (write an international host name in punycode)"
+    if not isinstance(url, str) or not url.isascii() or not url.isprintable() or " " in url:
+        message = "base_url must be an ASCII URL without spaces (an international host name: in punycode)"
         raise ConfigurationError(message)
     try:
         parts = urlsplit(url)
@@ -226,7 +228,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _outbox_path(outbox: object) -> Path:
+def outbox_path(outbox: object) -> Path:
     if outbox is None or outbox == "":
         message = "outbox is missing: pass the path of a file of its own, or set PERQUEUE_OUTBOX"
         raise ConfigurationError(message)

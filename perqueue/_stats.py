@@ -25,8 +25,6 @@ class DrainState(StrEnum):
     """Another process drains this outbox, and this one takes over when that ends."""
     OFF = "off"
     """This queue only records (``drain=False``), or has not started to drain."""
-    CLOSED = "closed"
-    """The queue is closed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,3 +49,10 @@ class Stats:
     """Why it backs off, is paused, or cannot store outcomes."""
     resumes_at: datetime | None = None
     """When it will try again, if that is known (UTC)."""
+
+
+def held(kind: str, reason: str) -> tuple[DrainState, str]:
+    """Return the state and the reason of a drain that sends nothing, from why it does not (a stored hold)."""
+    pausing = kind in ("bad_token", "refused")
+    state = DrainState.PAUSED if pausing else DrainState.BACKING_OFF
+    return state, reason if kind == "backing_off" else f"{kind.replace('_', ' ')}: {reason}"

@@ -79,7 +79,7 @@ class Wire:
         self._idle.append(transport)
 
     def _new_transport(self) -> httpx.AsyncBaseTransport:
-        import httpx  # noqa: PLC0415 - 100 ms, needed only where something is sent
+        import httpx
 
         if self._ssl is None:
             verify = self._settings.verify
@@ -97,7 +97,7 @@ class Wire:
         The request's time is bounded as a whole, from connecting to the last byte, by ``request_timeout``.
         Raises :class:`TimeoutError`, ``_NotPer`` and whatever the transport raises.
         """
-        import httpx  # noqa: PLC0415
+        import httpx
 
         query = urlencode(parameters, quote_via=quote, safe="")
         url = f"{self._settings.base_url}{path}" + (f"?{query}" if query else "")
@@ -141,7 +141,7 @@ class Wire:
             return checked_token(which, token())
         except ConfigurationError as error:
             raise _TokenUnavailable(str(error)) from None
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - it is the user's code
             message = f"the {which} callable raised {type(error).__name__}"
             raise _TokenUnavailable(message) from None
 
@@ -197,7 +197,7 @@ class Wire:
             raise AuthenticationError(str(error)) from None
         try:
             status, _, body = await self.get("/reports.get", period, token, _LARGEST_REPORT)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - no error of the transport passes the public door
             message = f"no report: {self._describe(error, token)}"
             raise PerAPIError(message) from None
         answer = parse_json(body)
@@ -210,7 +210,7 @@ class Wire:
         if answer is None or ok not in (True, False):
             message = f"no report: HTTP {status}, not an answer of Per's"
             raise PerAPIError(message, status=status)
-        if ok is False or not 200 <= status < 300:  # noqa: PLR2004
+        if ok is False or not 200 <= status < 300:
             message = f"no report: HTTP {status}, {code or 'no reason given'}"
             raise PerAPIError(message, status=status, code=code)
         try:

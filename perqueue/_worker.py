@@ -19,14 +19,13 @@ from perqueue._pace import Gate, Pace
 from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
     from pathlib import Path
 
     from filelock import BaseFileLock
 
     from perqueue._activity import Activity, Outcome
     from perqueue._clock import Clock
-    from perqueue._drain import Observer
     from perqueue._outbox import Hold, Outbox, Settled
     from perqueue._settings import RetryPolicy
 
@@ -36,6 +35,8 @@ ELECTION_INTERVAL = 1.0
 """Seconds between two tries for the drain lock: a dead drainer is replaced within two."""
 FOLLOW_INTERVAL = 0.05
 """Seconds between two looks at another process's outcomes, while somebody here waits for them."""
+
+_abandoned: list[object] = []
 
 
 def warm_up() -> None:
@@ -96,11 +97,16 @@ class Worker:
         self._max_in_flight = max_in_flight
         self._keep_ms = keep_delivered_ms
         self._clock = clock
-        self._start_lock = threading.Lock()
-        self.forget()
+        self._reset()
 
-    def forget(self) -> None:
+    def abandon(self) -> None:
         """Be as new, in a forked child: the parent's thread, loop and sockets are not touched."""
+        # Kept alive for good: a loop that is collected closes its epoll descriptor, which the child
+        # shares with the parent, and a task that is collected complains.
+        _abandoned.append((self._thread, self._loop, self._event, self._drain))
+        self._reset()
+
+    def _reset(self) -> None:
         self._start_lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._drain: Drain | None = None
@@ -220,7 +226,7 @@ class Worker:
                 lock.release(force=True)
 
     def _new_lock(self) -> BaseFileLock:
-        from filelock import FileLock  # noqa: PLC0415
+        from filelock import FileLock
 
         return FileLock(self._lock_path, mode=0o600, thread_local=False, blocking=False)
 
@@ -254,7 +260,7 @@ class Worker:
             lock.release()
 
     def _elected(self, lock: BaseFileLock) -> bool:
-        from filelock import Timeout  # noqa: PLC0415
+        from filelock import Timeout
 
         try:
             lock.acquire(blocking=False)

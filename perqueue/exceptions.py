@@ -76,7 +76,9 @@ class FlushTimeout(PerQueueError, TimeoutError):
 class ActivityRejected(PerQueueError):
     """Per refused one or more activities; they are kept in the outbox with Per's reason."""
 
-    def __init__(self, message: str, *, reason: str | None = None, activities: Sequence[Activity] = ()) -> None:
+    def __init__(
+        self, message: str, *, reason: str | None = None, activities: Sequence[Activity] = ()
+    ) -> None:
         super().__init__(message)
         self.reason = reason
         """Per's reason for (the first of) them."""

@@ -4,4 +4,4 @@ from perqueue._outbox.operator import OperatorOutbox
 from perqueue._outbox.protocol import Hold, Outbox, Position, Settled
 from perqueue._outbox.sqlite import SQLiteOutbox
 
-__all__ = ["Hold", "OperatorOutbox", "Outbox", "Position", "Settled", "SQLiteOutbox"]
+__all__ = ["Hold", "OperatorOutbox", "Outbox", "Position", "SQLiteOutbox", "Settled"]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import stat
 import time
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from perqueue.exceptions import OutboxError, OutboxMismatch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 T = TypeVar("T")
 
@@ -99,7 +102,8 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     try:
         # Checkpoints belong to the disk thread; a commit must not wait for one.
         connection.execute("PRAGMA wal_autocheckpoint = 0")
-        connection.execute("PRAGMA synchronous = NORMAL")
+        # This reads the file, which another process may just be creating or closing.
+        retry_busy(lambda: connection.execute("PRAGMA synchronous = NORMAL"))
     except sqlite3.Error:
         connection.close()
         raise
@@ -128,7 +132,9 @@ def set_up(path: Path, origin: str | None, *, create: bool) -> None:
         if not create:
             message = f"there is no outbox at {path}"
             raise OutboxMismatch(message)
-        from filelock import FileLock, Timeout  # noqa: PLC0415 - only a new or stale outbox needs it
+        if not path.parent.is_dir():  # filelock would create it
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        from filelock import FileLock, Timeout
 
         try:
             with FileLock(f"{path}-setup.lock", timeout=30, mode=0o600, thread_local=False):
@@ -142,37 +148,27 @@ def set_up(path: Path, origin: str | None, *, create: bool) -> None:
 def _is_ready(path: Path, origin: str | None) -> bool:
     """Check the file; False means that it is new, empty or of an older schema."""
     try:
-        if path.stat().st_size == 0:
-            return False
+        status = path.stat()
     except FileNotFoundError:
         return False
-    if not path.is_file():
+    if not stat.S_ISREG(status.st_mode):  # /dev/null, say: it must keep its mode
         message = f"{path} is not a regular file"
         raise OutboxMismatch(message)
+    if status.st_size == 0:
+        return False
     try:
-        connection = connect(path)
+        tables, row = _read_header(path)
     except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
-            message = f"{path} is not an outbox: it is not even a SQLite file"
-            raise OutboxMismatch(message) from error
-        raise
-    try:
-        tables = retry_busy(lambda: connection.execute("SELECT name FROM sqlite_master").fetchall())
+        if error.sqlite_errorcode != sqlite3.SQLITE_NOTADB:
+            raise
+        message = f"{path} is not an outbox: it is not even a SQLite file"
+        raise OutboxMismatch(message) from error
+    if row is None:
         if not tables:
             return False
-        if ("perqueue_outbox",) not in tables:
-            message = f"{path} is not an outbox: it holds something else; give perqueue a file of its own"
-            raise OutboxMismatch(message)
-        version, owner = retry_busy(
-            lambda: connection.execute("SELECT schema_version, origin FROM perqueue_outbox").fetchone()
-        )
-    except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
-            message = f"{path} is not an outbox: it is not even a SQLite file"
-            raise OutboxMismatch(message) from error
-        raise
-    finally:
-        connection.close()
+        message = f"{path} is not an outbox: it holds something else; give perqueue a file of its own"
+        raise OutboxMismatch(message)
+    version, owner = row
     if version > SCHEMA_VERSION:
         message = f"outbox {path} was written by a newer perqueue (schema {version}, known: {SCHEMA_VERSION})"
         raise OutboxMismatch(message)
@@ -185,8 +181,23 @@ def _is_ready(path: Path, origin: str | None) -> bool:
     return bool(version == SCHEMA_VERSION and (owner is not None or origin is None))
 
 
+def _read_header(path: Path) -> tuple[int, tuple[int, str | None] | None]:
+    """Return the number of other tables, and schema version and origin if it is an outbox."""
+    connection = connect(path)
+    try:
+        query = "SELECT tbl_name FROM sqlite_master"  # of an index: the table's name
+        names = [name for (name,) in retry_busy(lambda: connection.execute(query).fetchall())]
+        if "perqueue_outbox" not in names:
+            # With nothing but our own migrations table, it is being created, or that was cut short.
+            return sum(not name.startswith("perqueue_") for name in names), None
+        query = "SELECT schema_version, origin FROM perqueue_outbox"
+        return len(names), retry_busy(lambda: connection.execute(query).fetchone())
+    finally:
+        connection.close()
+
+
 def _create(path: Path, origin: str | None) -> None:
-    from perqueue._outbox.schema import migrate  # noqa: PLC0415 - loads sqlite-utils, 90 ms
+    from perqueue._outbox.schema import migrate
 
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
@@ -194,6 +205,7 @@ def _create(path: Path, origin: str | None) -> None:
         path.chmod(0o600)  # whatever the umask; SQLite gives -wal and -shm the mode of the file
     connection = connect(path)
     try:
+        connection.execute("PRAGMA busy_timeout = 5000")  # others may be looking at the file
         # Small pages: one insert writes one page to the WAL, and 1 KiB is less than 4.
         connection.execute("PRAGMA page_size = 1024")
         connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")

@@ -1,4 +1,4 @@
-"""The thread ``perqueue-disk``: syncs and checkpoints, so that no caller of ``record()`` has to wait for one."""
+"""The thread ``perqueue-disk``: syncs and checkpoints, so that no ``record()`` has to wait for one."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ class OperatorOutbox(SQLiteOutbox):
     """An outbox in the hands of an operator: the command line opens it so."""
 
     def requeue(self, activity_ids: Sequence[int] | None, activity_type_id: str | None = None) -> int:
-        """Make rejected activities (None: all of them) pending again, with a corrected type if one is given."""
+        """Make rejected activities (None: all) pending again, with a corrected type if one is given."""
         count = 0
         for some in self._rejected_in_batches(activity_ids):
             with self._writing(commits=len(some)) as connection:
@@ -63,7 +63,8 @@ class OperatorOutbox(SQLiteOutbox):
         if activity_ids is None:
             with self._reading() as connection:
                 rows = connection.execute(
-                    "SELECT activity_id FROM perqueue_settlement WHERE rejection IS NOT NULL ORDER BY rejection"
+                    "SELECT activity_id FROM perqueue_settlement"
+                    " WHERE rejection IS NOT NULL ORDER BY rejection"
                 ).fetchall()
             activity_ids = [activity_id for (activity_id,) in rows]
         known = self.settled(activity_ids)

@@ -91,7 +91,7 @@ class Outbox(Protocol):
         """Return the earliest end of an activity's own wait."""
 
     def settle(
-        self, settlements: Sequence[Settlement], *, drained_through: int | None, refusals: tuple[int, str | None]
+        self, settlements: Sequence[Settlement], *, drained_through: int, refusals: tuple[int, str | None]
     ) -> None:
         """Write outcomes, the watermark and the streak of refusals in one transaction."""
 

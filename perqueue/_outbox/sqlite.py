@@ -1,35 +1,18 @@
-"""The outbox in a SQLite file: one connection for each process, under one lock.
-
-One connection, because SQLite drops a connection's whole page cache when another one writes; one lock,
-because two threads of a process that meet in SQLite's own locks sleep, and those that meet here do not.
-The lock is re-entrant: a signal handler may record while its thread is inside ``record()``.
-"""
+"""The outbox in a SQLite file."""
 
 from __future__ import annotations
 
+import functools
 import os
 import sqlite3
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from perqueue import _fork
 from perqueue._activity import TRANSITIONS, Activity, Event, State, checksum
-from perqueue._outbox.connection import (
-    BUSY_TIMEOUT,
-    connect,
-    identity,
-    is_busy,
-    outbox_error,
-    retry_busy,
-    set_up,
-    storage_errors,
-)
-from perqueue._outbox.disk import DiskKeeper, truncate
+from perqueue._outbox.connection import BUSY_TIMEOUT, is_busy, outbox_error, retry_busy, storage_errors
 from perqueue._outbox.protocol import Hold, Position, Settled
-from perqueue.exceptions import OutboxError, OutboxFull
+from perqueue._outbox.session import IDENTITY_INTERVAL_MS, Session
+from perqueue.exceptions import OutboxFull
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -69,10 +52,9 @@ _DEFER = (
     " ON CONFLICT (activity_id) DO UPDATE SET attempts = ?2, not_before = ?3, reason = ?4"
 )
 _FOREVER = 2**62
-_IDENTITY_INTERVAL_MS = 100
 
 
-class SQLiteOutbox:
+class SQLiteOutbox(Session):
     """An :class:`~perqueue._outbox.protocol.Outbox` in a file of its own."""
 
     def __init__(
@@ -84,22 +66,11 @@ class SQLiteOutbox:
         power: bool = False,
         max_pending: int = _FOREVER,
     ) -> None:
-        self._path = path
         self._power = power
         self._max_pending = max_pending
-        set_up(path, origin, create=create)
-        self._disk = DiskKeeper(path, self._truncate)
-        self._lock = threading.RLock()
-        self._connection: sqlite3.Connection | None = None
-        self._outbox_id: str | None = None
-        self._pid = os.getpid()
-        self._closed = False
         self._last_id = self._settled_count = 0
-        self._checked_at = 0
         self._pruned_through = 0
-        with self._held():
-            self._usable()
-        _fork.participate(self)
+        super().__init__(path, origin, create=create)
 
     # -- the hot path
 
@@ -119,7 +90,7 @@ class SQLiteOutbox:
             connection = self._connection
             if connection is None or self._pid != os.getpid():
                 connection = self._usable()
-            elif abs(recorded_at - self._checked_at) >= _IDENTITY_INTERVAL_MS:
+            elif abs(recorded_at - self._checked_at) >= IDENTITY_INTERVAL_MS:
                 self._check_identity(recorded_at)
             if self._last_id - self._settled_count >= self._max_pending:
                 self._check_room()
@@ -158,121 +129,6 @@ class SQLiteOutbox:
                 f" {self._max_pending}: nothing was stored; `perqueue status` says why they wait"
             )
             raise OutboxFull(message)
-
-    # -- the connection
-
-    @contextmanager
-    def _held(self) -> Iterator[None]:
-        if not self._lock.acquire(timeout=BUSY_TIMEOUT * 2):
-            self._locked()
-        try:
-            yield
-        finally:
-            self._lock.release()
-
-    def _locked(self) -> NoReturn:
-        message = f"outbox {self._path}: another thread held its lock for over {BUSY_TIMEOUT:g} s"
-        raise OutboxError(message)
-
-    def _usable(self) -> sqlite3.Connection:
-        """Return the connection, opened if need be. Called under the lock."""
-        if self._pid != os.getpid():
-            message = (
-                "this process was forked without Python's fork hooks (uWSGI forks in C), so the outbox cannot"
-                " be used in it: create the PerQueue after the fork (uWSGI: lazy-apps = true, or @postfork)"
-            )
-            raise OutboxError(message)
-        if self._closed:
-            message = f"outbox {self._path} is closed"
-            raise OutboxError(message)
-        if self._connection is None:
-            with storage_errors(self._path):
-                self._identity = identity(self._path)
-                connection = connect(self._path)
-                try:
-                    (outbox_id,) = retry_busy(
-                        lambda: connection.execute("SELECT outbox_id FROM perqueue_outbox").fetchone()
-                    )
-                except BaseException:
-                    connection.close()
-                    raise
-            if self._outbox_id not in (None, outbox_id):
-                connection.close()
-                message = f"outbox {self._path} was replaced by another one: restart the program to use that"
-                raise OutboxError(message)
-            self._outbox_id = outbox_id
-            self._connection = connection
-            self._disk.start()
-        return self._connection
-
-    def _check_identity(self, now: int) -> None:
-        """Notice a file that was renamed or deleted: SQLite would go on writing to it."""
-        try:
-            same = identity(self._path) == self._identity
-        except OSError as error:
-            raise outbox_error(self._path, error) from error
-        if not same:
-            self._give_up_connection()
-            message = f"outbox {self._path} was renamed or replaced while in use"
-            raise OutboxError(message)
-        self._checked_at = now
-
-    def _give_up_connection(self) -> None:
-        """Start afresh with the next use: an I/O error may leave a connection in doubt."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(sqlite3.Error):
-                connection.close()
-
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._held(), storage_errors(self._path):
-            yield self._usable()
-
-    @contextmanager
-    def _writing(self, commits: int = 1) -> Iterator[sqlite3.Connection]:
-        """Hold one write transaction, committed at the end and rolled back on any exception."""
-        with self._held(), storage_errors(self._path):
-            connection = self._usable()
-            retry_busy(lambda: connection.execute("BEGIN IMMEDIATE"))
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    connection.execute("ROLLBACK")
-                raise
-            self._disk.committed(commits)
-
-    def _truncate(self) -> None:
-        with self._reading() as connection:
-            truncate(connection)
-
-    def close(self) -> None:
-        """Sync and close; idempotent."""
-        _fork.withdraw(self)
-        self._disk.close()
-        with self._lock:
-            self._closed = True
-            if self._pid == os.getpid():
-                self._give_up_connection()
-
-    def before_fork(self) -> None:
-        """Close the connection: SQLite's locks and connections cannot cross a fork."""
-        self._lock.acquire()
-        self._disk.before_fork()
-        self._give_up_connection()
-
-    def after_fork_in_parent(self) -> None:
-        """Let the next use open it again."""
-        self._disk.after_fork_in_parent()
-        self._lock.release()
-
-    def after_fork_in_child(self) -> None:
-        """Start with a lock that no lost thread can hold."""
-        self._lock = threading.RLock()
-        self._disk.after_fork_in_child()
-        self._pid = os.getpid()
 
     # -- the drain
 
@@ -327,11 +183,12 @@ class SQLiteOutbox:
     def next_due(self) -> int | None:
         """Return the earliest end of an activity's own wait."""
         with self._reading() as connection:
-            row = retry_busy(lambda: connection.execute("SELECT min(not_before) FROM perqueue_retry").fetchone())
-        return row[0] if row else None
+            query = "SELECT min(not_before) FROM perqueue_retry"
+            (earliest,) = retry_busy(lambda: connection.execute(query).fetchone())
+        return earliest if earliest is None else int(earliest)
 
     def settle(
-        self, settlements: Sequence[Settlement], *, drained_through: int | None, refusals: tuple[int, str | None]
+        self, settlements: Sequence[Settlement], *, drained_through: int, refusals: tuple[int, str | None]
     ) -> None:
         """Write outcomes, the watermark and the streak of refusals in one transaction."""
         with self._writing(commits=max(1, len(settlements))) as connection:
@@ -349,9 +206,8 @@ class SQLiteOutbox:
                         connection.execute(_DEFER, (activity_id, attempts, s.not_before, s.reason))
                     continue
                 rejection = rejections + 1 if state is State.REJECTED else None
-                values = (
-                    activity_id, state, s.answered_at, s.duration_ms, s.transaction_id, s.reason, rejection
-                )  # fmt: skip
+                times = (s.answered_at, s.duration_ms)
+                values = (activity_id, state, *times, s.transaction_id, s.reason, rejection)
                 if connection.execute(_SETTLE, values).rowcount:
                     counts[state] += 1
                     rejections = rejection or rejections
@@ -359,9 +215,7 @@ class SQLiteOutbox:
             connection.execute(
                 "UPDATE perqueue_drain SET accepted = accepted + ?, rejected = rejected + ?, rejections = ?,"
                 " refusal_streak = ?, refusal_reason = ?, drained_through = max(drained_through, ?)",
-                (
-                    counts[State.ACCEPTED], counts[State.REJECTED], rejections, *refusals, drained_through or 0
-                ),  # fmt: skip
+                (*counts.values(), rejections, *refusals, drained_through),
             )
 
     def take_back(self, activity_ids: Sequence[int], hold: Hold) -> Hold:
@@ -432,15 +286,15 @@ class SQLiteOutbox:
             kind, reason, until, pauses, probe_requests, drainer_pid, last_id,
         ) = connection.execute(
             "SELECT drained_through, accepted, rejected, discarded, damaged, missing, rejections,"
-            " refusal_streak, refusal_reason, hold, hold_reason, hold_until, holds, probe_requests, drainer_pid,"
-            " (SELECT coalesce(max(id), 0) FROM perqueue_activity) FROM perqueue_drain"
+            " refusal_streak, refusal_reason, hold, hold_reason, hold_until, holds, probe_requests,"
+            " drainer_pid, (SELECT coalesce(max(id), 0) FROM perqueue_activity) FROM perqueue_drain"
         ).fetchone()  # fmt: skip
         fresh = connection.execute(
             f"SELECT a.id, a.recorded_at {_PENDING} ORDER BY a.id LIMIT 1", (through,)
         ).fetchone()
         waiting = connection.execute(
-            "SELECT a.id, a.recorded_at FROM perqueue_retry r JOIN perqueue_activity a ON a.id = r.activity_id"
-            " ORDER BY r.activity_id LIMIT 1"
+            "SELECT a.id, a.recorded_at FROM perqueue_retry r"
+            " JOIN perqueue_activity a ON a.id = r.activity_id ORDER BY r.activity_id LIMIT 1"
         ).fetchone()
         return Position(
             last_id=last_id,
@@ -471,12 +325,16 @@ class SQLiteOutbox:
                 f" WHERE activity_id IN ({', '.join('?' * len(some))})"
             )
             with self._reading() as connection:
-                rows = retry_busy(lambda query=query, some=some: connection.execute(query, some).fetchall())
+                rows = retry_busy(functools.partial(self._fetch, connection, query, some))
             for activity_id, state, transaction_id, reason, settled_at in rows:
                 found[activity_id] = Settled(
                     state=State(state), transaction_id=transaction_id, reason=reason, settled_at=settled_at
                 )
         return found
+
+    @staticmethod
+    def _fetch(connection: sqlite3.Connection, query: str, values: Sequence[object]) -> list[Any]:
+        return connection.execute(query, values).fetchall()
 
     def count_pending(self, through: int, limit: int) -> int:
         """Count the pending activities up to an ID, up to a limit."""
@@ -527,7 +385,8 @@ class SQLiteOutbox:
                 (self._pruned_through, limit),
             ).fetchall()
             excess = kept - keep
-            old, recent = [], False
+            old: list[tuple[int]] = []
+            recent = False
             for activity_id, state, settled_at in rows:
                 if state not in (State.ACCEPTED, State.DISCARDED) or activity_id == highest:
                     continue

@@ -1,0 +1,139 @@
+"""What to send next: a few hundred claimed activities in memory, whatever the backlog."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from perqueue._pace import Gate
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from perqueue._activity import Activity
+    from perqueue._clock import Clock
+    from perqueue._outbox import Outbox
+    from perqueue._pace import Pace
+
+_MOST_SUSPECTS = 64
+
+
+class Feed:
+    """Claims activities, oldest first, and hands them out one by one.
+
+    An activity is outstanding from its claim until :meth:`leave`. One that fails while nothing gets
+    through is a suspect: the next probe is another one, since the outage may be only its own.
+    """
+
+    def __init__(self, outbox: Outbox, pace: Pace, clock: Clock, activity_cap: float, cursor: int) -> None:
+        self._outbox = outbox
+        self._pace = pace
+        self._clock = clock
+        self._cap_ms = int(activity_cap * 1000)
+        self._cursor = cursor
+        self._ready: deque[Activity] = deque()
+        self._suspects: deque[Activity] = deque()
+        self._failed_at: dict[int, float] = {}
+        self._outstanding: dict[int, Activity] = {}
+        self._next_due: int | None = None
+        self._recheck_due = True
+        self._all_due = False
+        self.fresh = True
+        """Whether there may be activities above the cursor; set by ``record()`` from any thread."""
+
+    def __len__(self) -> int:
+        return len(self._ready) + len(self._suspects)
+
+    def hungry(self) -> bool:
+        """Tell whether more should be claimed."""
+        return len(self._ready) < self._low_water()
+
+    def look_again(self, *, all_due: bool = False) -> None:
+        """Look for what other processes recorded or requeued; or claim whatever waits on its own account."""
+        self.fresh = self.fresh or not all_due
+        self._recheck_due = True
+        self._all_due = self._all_due or all_due
+
+    def fill(self, *, idle: bool) -> None:
+        """Claim enough for every request that may be in flight; ``idle`` says that none is."""
+        if self.hungry():
+            want = 2 * self._low_water() - len(self._ready)
+            came = self._claim_due(want)
+            if self.fresh and self.hungry():
+                self.fresh = False  # before the look: a record() during it sets it again
+                claimed = self._outbox.claim(self._cursor, want)
+                if claimed:
+                    self.fresh = True
+                    self._cursor = claimed[-1].id
+                    came += self._take(claimed)
+            if came and self._pace.gate is Gate.BACKING_OFF and len(self._suspects) == 1:
+                # Everything that failed is one activity: ask with another before calling it an outage.
+                self._pace.wake()
+        if idle and self._pace.gate is Gate.REFUSED and not self._pace.wait():
+            self._take_newest()
+
+    def next(self) -> Activity | None:
+        """Hand out an activity; in an outage one that has not failed, as far as memory allows."""
+        few = self._pace.gate is None or len(self._suspects) < _MOST_SUSPECTS
+        source = self._ready if self._ready and (few or not self._suspects) else self._suspects
+        return source.popleft() if source else None
+
+    def put_back(self, activity: Activity) -> None:
+        """Keep an activity whose failure says nothing about it."""
+        self._ready.append(activity)
+
+    def suspect(self, activity: Activity) -> None:
+        """Keep an activity that failed while nothing got through."""
+        self._failed_at[activity.id] = self._clock.monotonic()
+        self._suspects.append(activity)
+
+    def failed_at(self, activity: Activity) -> float:
+        """Return when it failed before (monotonic seconds); infinity if it did not."""
+        return self._failed_at.get(activity.id, float("inf"))
+
+    def acquit(self) -> None:
+        """Requests flow again: suspects are sent in their turn."""
+        self._ready = deque(sorted([*self._suspects, *self._ready], key=lambda activity: activity.id))
+        self._suspects.clear()
+
+    def watermark(self, leaving: Collection[int]) -> int:
+        """Return the ID up to which nothing is outstanding once these have left."""
+        staying = min((i for i in self._outstanding if i not in leaving), default=self._cursor + 1)
+        return min(self._cursor, staying - 1)
+
+    def leave(self, activity_ids: Collection[int]) -> None:
+        """Forget activities that were settled, or that now wait in the outbox on their own account."""
+        for activity_id in activity_ids:
+            self._outstanding.pop(activity_id, None)
+            self._failed_at.pop(activity_id, None)
+
+    def _low_water(self) -> int:
+        return 2 * self._pace.limit + 8
+
+    def _claim_due(self, want: int) -> int:
+        now = self._clock.time_ms()
+        farthest = now + self._cap_ms
+        if self._recheck_due:
+            self._recheck_due = False
+            self._next_due = self._outbox.next_due()
+        due = self._next_due
+        if due is None or not (self._all_due or due <= now or due > farthest):
+            self._all_due = False
+            return 0
+        claimed = self._outbox.claim_due(None if self._all_due else now, farthest, want, self._outstanding)
+        self._all_due = self._all_due and len(claimed) == want
+        self._recheck_due = True
+        return self._take(claimed)
+
+    def _take_newest(self) -> None:
+        """Probe with what was recorded last: it is likeliest to have a corrected activity type."""
+        newest = self._outbox.claim(self._outbox.position().last_id - 1, 1)
+        if self._take(newest):
+            self._ready.rotate(1)
+
+    def _take(self, claimed: list[Activity]) -> int:
+        new = [activity for activity in claimed if activity.id not in self._outstanding]
+        for activity in new:
+            self._outstanding[activity.id] = activity
+        self._ready.extend(new)
+        return len(new)

@@ -1,0 +1,166 @@
+"""One SQLite connection for a process, under one lock, that forks and renamed files cannot fool.
+
+One connection, because SQLite drops a connection's whole page cache when another one writes; one lock,
+because two threads of a process that meet in SQLite's own locks sleep, and those that meet here do not.
+The lock is re-entrant: a signal handler may record while its thread is inside ``record()``.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, NoReturn
+
+from perqueue import _fork
+from perqueue._outbox.connection import (
+    BUSY_TIMEOUT,
+    connect,
+    identity,
+    outbox_error,
+    retry_busy,
+    set_up,
+    storage_errors,
+)
+from perqueue._outbox.disk import DiskKeeper, truncate
+from perqueue.exceptions import OutboxError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+IDENTITY_INTERVAL_MS = 100
+"""How often, at most, ``record()`` looks whether the file is still the one that was opened."""
+
+
+class Session:
+    """An outbox file, opened when needed."""
+
+    def __init__(self, path: Path, origin: str | None, *, create: bool) -> None:
+        self._path = path
+        set_up(path, origin, create=create)
+        self._disk = DiskKeeper(path, self._truncate)
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._identity = (0, 0)
+        self._outbox_id: str | None = None
+        self._pid = os.getpid()
+        self._closed = False
+        self._checked_at = 0
+        with self._held():
+            self._usable()
+        _fork.participate(self)
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        if not self._lock.acquire(timeout=BUSY_TIMEOUT * 2):
+            self._locked()
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _locked(self) -> NoReturn:
+        message = f"outbox {self._path}: another thread held its lock for over {BUSY_TIMEOUT:g} s"
+        raise OutboxError(message)
+
+    def _usable(self) -> sqlite3.Connection:
+        """Return the connection, opened if need be. Called under the lock."""
+        if self._pid != os.getpid():
+            message = (
+                "this process was forked without Python's fork hooks (uWSGI forks in C), so the outbox cannot"
+                " be used in it: create the PerQueue after the fork (uWSGI: lazy-apps = true, or @postfork)"
+            )
+            raise OutboxError(message)
+        if self._closed:
+            message = f"outbox {self._path} is closed"
+            raise OutboxError(message)
+        if self._connection is None:
+            with storage_errors(self._path):
+                self._identity = identity(self._path)
+                connection = connect(self._path)
+                try:
+                    (outbox_id,) = retry_busy(
+                        lambda: connection.execute("SELECT outbox_id FROM perqueue_outbox").fetchone()
+                    )
+                except BaseException:
+                    connection.close()
+                    raise
+            if self._outbox_id not in (None, outbox_id):
+                connection.close()
+                message = f"outbox {self._path} was replaced by another one: restart the program to use that"
+                raise OutboxError(message)
+            self._outbox_id = outbox_id
+            self._connection = connection
+            self._disk.start()
+        return self._connection
+
+    def _check_identity(self, now: int) -> None:
+        """Notice a file that was renamed or deleted: SQLite would go on writing to it."""
+        try:
+            same = identity(self._path) == self._identity
+        except OSError as error:
+            raise outbox_error(self._path, error) from error
+        if not same:
+            self._give_up_connection()
+            message = f"outbox {self._path} was renamed or replaced while in use"
+            raise OutboxError(message)
+        self._checked_at = now
+
+    def _give_up_connection(self) -> None:
+        """Start afresh with the next use: an I/O error may leave a connection in doubt."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(sqlite3.Error):
+                connection.close()
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._held(), storage_errors(self._path):
+            yield self._usable()
+
+    @contextmanager
+    def _writing(self, commits: int = 1) -> Iterator[sqlite3.Connection]:
+        """Hold one write transaction, committed at the end and rolled back on any exception."""
+        with self._held(), storage_errors(self._path):
+            connection = self._usable()
+            retry_busy(lambda: connection.execute("BEGIN IMMEDIATE"))
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+                raise
+            self._disk.committed(commits)
+
+    def _truncate(self) -> None:
+        with self._reading() as connection:
+            truncate(connection)
+
+    def close(self) -> None:
+        """Sync and close; idempotent."""
+        _fork.withdraw(self)
+        self._disk.close()
+        with self._lock:
+            self._closed = True
+            if self._pid == os.getpid():
+                self._give_up_connection()
+
+    def before_fork(self) -> None:
+        """Close the connection: SQLite's locks and connections cannot cross a fork."""
+        self._lock.acquire()
+        self._disk.before_fork()
+        self._give_up_connection()
+
+    def after_fork_in_parent(self) -> None:
+        """Let the next use open it again."""
+        self._disk.after_fork_in_parent()
+        self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """Start with a lock that no lost thread can hold."""
+        self._lock = threading.RLock()
+        self._disk.after_fork_in_child()
+        self._pid = os.getpid()

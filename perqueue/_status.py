@@ -1,0 +1,43 @@
+"""Describing an outbox and its drain in the terms of ``stats()``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from perqueue._clock import datetime_from_ms
+from perqueue._stats import DrainState, Stats, held
+
+if TYPE_CHECKING:
+    from perqueue._outbox import Position
+    from perqueue._worker import Worker
+
+
+def describe(position: Position, worker: Worker | None, *, drains: bool, now: int) -> Stats:
+    """Return what a process knows: from the outbox, and from its own worker if it has one.
+
+    ``now`` is in milliseconds since the epoch.
+    """
+    state, reason, resumes_at = DrainState.OFF, None, None
+    hold = position.hold
+    if worker is not None and worker.trouble:
+        state, reason = DrainState.PAUSED, worker.trouble
+    elif hold is not None and position.pending > 0:
+        state, reason = held(hold.kind, hold.reason)
+        resumes_at = datetime_from_ms(hold.until)
+    elif worker is not None and worker.standby:
+        state = DrainState.STANDBY
+        reason = f"process {position.drainer_pid} drains" if position.drainer_pid else None
+    elif drains:
+        state = DrainState.DELIVERING if position.pending else DrainState.IDLE
+    oldest = position.oldest_pending
+    return Stats(
+        pending=position.pending,
+        oldest_pending_age=None if oldest is None else max(0.0, (now - oldest[1]) / 1000),
+        delivered=position.accepted,
+        rejected=position.rejected,
+        damaged=position.damaged,
+        in_flight=worker.in_flight if worker is not None else 0,
+        state=state,
+        reason=reason,
+        resumes_at=resumes_at,
+    )

@@ -1,0 +1,44 @@
+"""The command ``perqueue``: it parses, calls, prints, and says by its exit code whether that worked.
+
+What a command needs beyond click is imported when it runs, so that ``perqueue --help`` is quick and
+``perqueue status`` loads no HTTP.
+"""
+
+import click
+
+from perqueue._version import __version__
+from perqueue.cli._failure import Commands
+from perqueue.cli.demo import demo
+from perqueue.cli.drain import drain
+from perqueue.cli.record import record
+from perqueue.cli.rejected import rejected
+from perqueue.cli.report import report
+from perqueue.cli.sandbox import sandbox
+from perqueue.cli.status import status
+
+__all__ = ["main"]
+
+
+@click.group(cls=Commands)
+@click.version_option(__version__, prog_name="perqueue")
+def main() -> None:
+    """Counts billable activity for the Per API, through a durable outbox on disk.
+
+    The outbox is named by --outbox or PERQUEUE_OUTBOX. Tokens come from the environment only, because
+    process lists show arguments: PER_ACTIVITY_TOKEN delivers, PER_REPORTING_TOKEN reads reports.
+
+    \b
+    Other variables:
+      PER_ACTIVITY_TYPE_ID  the activity type to record
+      PER_BASE_URL          where Per is, if not at https://api.useper.com
+
+    \b
+    Exit codes:
+      0  what was asked for is done
+      1  it is not: undelivered, refused, or the disk or Per failed; stderr says which
+      2  the command, an option or the configuration is wrong
+    """
+
+
+for command in (record, drain, status, report, rejected, sandbox, demo):
+    main.add_command(command)

@@ -1,0 +1,54 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from perqueue.cli._failure import MISUSE, Failure
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from perqueue._outbox import OperatorOutbox
+
+MAX_NUMBER = 2**63 - 1
+"""The highest number that an activity can have."""
+
+outbox_option = click.option(
+    "--outbox",
+    "-o",
+    envvar="PERQUEUE_OUTBOX",
+    show_envvar=True,
+    required=True,
+    metavar="PATH",
+    help="The outbox file.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def existing(outbox: str) -> Path:
+    """Return the real path of an outbox that must be there; what it holds is not checked."""
+    from perqueue._settings import outbox_path
+
+    path = outbox_path(outbox)
+    if not path.exists():
+        message = f"there is no outbox at {path}: is the path right? The first record() creates it"
+        raise Failure(message, MISUSE)
+    return path
+
+
+def open_as_operator(outbox: str) -> OperatorOutbox:
+    """Open an existing outbox, whatever origin it belongs to, without delivering anything."""
+    from perqueue._outbox import OperatorOutbox
+
+    return OperatorOutbox(existing(outbox), None, create=False)
+
+
+def need_token(name: str, scope: str) -> None:
+    """Say what to do if a token is missing; the library's own text speaks to programmers."""
+    if not os.environ.get(name):
+        message = f"{name} is not set: export the token that has the scope {scope} (it cannot be an argument)"
+        raise Failure(message, MISUSE)

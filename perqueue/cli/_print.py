@@ -1,0 +1,59 @@
+"""What is printed: tables, JSON, ages."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def as_json(data: object) -> None:
+    """Print JSON; whatever JSON has no form for (a date, an enumeration's member) as its text."""
+    click.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print columns, numbers aligned to the right."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
+    right = [bool(rows) and isinstance(value, int) for value in (rows[0] if rows else headings)]
+
+    def line(parts: Sequence[str]) -> str:
+        padded = (
+            part.rjust(width) if number else part.ljust(width)
+            for part, width, number in zip(parts, widths, right, strict=True)
+        )
+        return "  ".join(padded).rstrip()
+
+    click.echo(line(headings))
+    click.echo("  ".join("─" * width for width in widths))
+    for row in cells:
+        click.echo(line(row))
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "" if value is None else printable(str(value))
+
+
+def printable(text: str) -> str:
+    """Return text from outside (an ID, a reason) so that it cannot command the terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def age(seconds: float) -> str:
+    """Return a duration in at most two units: 45 s, 4 min, 2 h 10 min, 3 d 4 h."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if hours < 1:
+        return f"{minutes} min"
+    if days < 1:
+        return f"{hours} h" + (f" {minutes % 60} min" if minutes % 60 else "")
+    return f"{days:,} d" + (f" {hours % 24} h" if hours % 24 else "")

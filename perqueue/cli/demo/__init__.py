@@ -1,0 +1,49 @@
+"""``perqueue demo``: an outage, a kill -9 and a recovery, live in the terminal."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from perqueue.cli._failure import MISUSE, NOT_DONE, Failure
+
+
+@click.command()
+@click.option(
+    "--activities",
+    type=click.IntRange(100, 1_000_000),
+    default=6000,
+    show_default=True,
+    help="How many to record.",
+)
+@click.option("--plain", is_flag=True, help="Print lines instead of a live picture, as without a terminal.")
+@click.option("--lose", is_flag=True, hidden=True, help="Acknowledge one activity without recording it.")
+def demo(activities: int, *, plain: bool, lose: bool) -> None:
+    """Watch an outage, a kill -9 and a recovery against a local Per, and check every activity.
+
+    Three processes record into one outbox while Per answers 503, is gone, and comes back. Then the
+    process that delivers is killed in the middle of it, and started again. At the end each activity
+    whose record() returned is looked up at Per. About 20 seconds; leaves nothing behind.
+
+    \b
+    Exit codes:
+      0  each of them has arrived
+      1  at least one has not
+
+    \b
+    Examples:
+      perqueue demo
+      perqueue demo --activities 20000
+    """
+    try:
+        from perqueue.cli.demo._show import Show
+        from perqueue.cli.demo._view import live_view, plain_view
+    except ImportError as error:
+        missing = f"the demo needs {error.name}: install useper-perqueue[sandbox]"
+        raise Failure(missing, MISUSE) from error
+
+    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+    view = plain_view() if plain or not sys.stdout.isatty() or encoding != "utf8" else live_view()
+    if not Show(activities, view, lose=lose).run():
+        sys.exit(NOT_DONE)

@@ -1,0 +1,105 @@
+"""``perqueue record``."""
+
+from __future__ import annotations
+
+import csv
+from typing import TYPE_CHECKING, BinaryIO
+
+import click
+
+from perqueue.cli._failure import MISUSE, Failure, failure
+from perqueue.cli._options import outbox_option
+from perqueue.exceptions import PerQueueError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from perqueue._recorder import PerQueue
+
+_COLUMNS = ["billing_id", "user_id", "activity_type_id"]
+
+
+@click.command()
+@click.argument("billing_id")
+@click.argument("user_id", required=False)
+@outbox_option
+@click.option(
+    "--activity-type",
+    "-t",
+    "kind",
+    envvar=["PER_ACTIVITY_TYPE_ID", "ACTIVITY_TYPE_ID"],
+    show_envvar=True,
+    metavar="ID",
+    help="The activity type.",
+)
+@click.option("--csv", "as_csv", is_flag=True, help="Standard input is CSV, not tab-separated.")
+def record(billing_id: str, user_id: str | None, outbox: str, kind: str | None, *, as_csv: bool) -> None:
+    """Record one activity, or with - one for each line of standard input.
+
+    Needs no token and no network: `perqueue drain`, or any program that has the outbox open, delivers.
+    Prints each activity's number in the outbox, once it is stored.
+
+    \b
+    Examples:
+      perqueue record GROUP_A USER_1
+      perqueue record -t ACTIVITY_TYPE_ID -- GROUP_A -user-with-a-dash
+      printf 'GROUP_A\\tUSER_1\\nGROUP_A\\tUSER_2\\n' | perqueue record -
+      perqueue record - --csv < activities.csv
+
+    Lines hold a billing ID, a user ID and, if it differs, an activity type. A line of column names
+    (billing_id, user_id, activity_type_id) is skipped, and so are blank lines. The first bad line
+    ends it: those before it are recorded.
+    """
+    batch = billing_id == "-"
+    if batch and user_id is not None:
+        raise click.UsageError("with - there is no USER_ID: the lines say who.")
+    if not batch and (user_id is None or as_csv):
+        raise click.UsageError("--csv goes with -." if as_csv else "Missing argument 'USER_ID'.")
+    if not batch and kind is None:
+        raise click.UsageError("Missing option '--activity-type' / '-t' (env var: 'PER_ACTIVITY_TYPE_ID').")
+
+    from perqueue._recorder import PerQueue
+
+    queue = PerQueue(outbox, activity_type_id=kind, drain=False)
+    try:
+        if user_id is not None:
+            click.echo(queue.record(billing_id, user_id).id)
+        else:
+            _record_lines(queue, click.get_binary_stream("stdin"), as_csv=as_csv)
+    finally:
+        queue.close()
+
+
+def _record_lines(queue: PerQueue, lines: BinaryIO, *, as_csv: bool) -> None:
+    done = 0
+    rows = csv.reader(
+        _decoded(lines),
+        strict=True,
+        delimiter="," if as_csv else "\t",
+        quoting=csv.QUOTE_MINIMAL if as_csv else csv.QUOTE_NONE,
+    )
+    try:
+        for row in rows:
+            if not row or (done == 0 and row == _COLUMNS[: len(row)]):
+                continue
+            if not 2 <= len(row) <= 3:
+                fields = "1 field" if len(row) == 1 else f"{len(row)} fields"
+                raise Failure(f"{fields}, not a billing ID, a user ID and perhaps an activity type")
+            kind = row[2] if len(row) == 3 and row[2] else None
+            receipt = queue.record(row[0], row[1], activity_type_id=kind)
+            done += 1
+            click.echo(receipt.id)
+    except (UnicodeDecodeError, csv.Error, Failure) as error:
+        why = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise Failure(_at_line(rows.line_num, why, done), MISUSE) from error
+    except PerQueueError as error:
+        raise Failure(_at_line(rows.line_num, str(error), done), failure(error).exit_code) from error
+
+
+def _decoded(lines: BinaryIO) -> Iterator[str]:
+    for number, line in enumerate(lines):
+        yield line.decode("utf-8-sig" if number == 0 else "utf-8")
+
+
+def _at_line(number: int, why: str, done: int) -> str:
+    return f"line {number}: {why}; {done} activities before it are recorded"

@@ -1,0 +1,138 @@
+"""``perqueue rejected``: what Per refused, and what becomes of it."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import click
+
+from perqueue.cli import _print
+from perqueue.cli._failure import MISUSE, Commands, Failure
+from perqueue.cli._options import MAX_NUMBER, json_option, open_as_operator, outbox_option
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from perqueue._outbox import OperatorOutbox
+
+_COLUMNS = (
+    "id", "billing_id", "user_id", "activity_type_id", "recorded_at", "settled_at", "attempts", "reason"
+)  # fmt: skip
+
+
+def _chosen(command: Callable[..., Any]) -> Callable[..., Any]:
+    ids = click.argument("ids", metavar="[NUMBER]...", nargs=-1, type=click.IntRange(1, MAX_NUMBER))
+    return ids(click.option("--all", "everything", is_flag=True, help="All that are rejected now.")(command))
+
+
+@click.group(cls=Commands)
+def rejected() -> None:
+    """List, requeue or discard activities that Per refused.
+
+    They stay in the outbox, with Per's reason, until somebody decides.
+    """
+
+
+@rejected.command("list")
+@outbox_option
+@json_option
+def list_rejected(outbox: str, *, as_json: bool) -> None:
+    """Show the activities that Per refused, in the order of its refusals, with its reasons.
+
+    \b
+    Examples:
+      perqueue rejected list
+      perqueue rejected list --json | jq -r '.[].reason' | sort | uniq -c
+    """
+    with closing(open_as_operator(outbox)) as opened:
+        rows = _rows(opened)
+    if as_json:
+        _print.as_json(rows)
+    elif rows:
+        _print.table(_COLUMNS, [list(row.values()) for row in rows])
+    else:
+        click.echo("Nothing is rejected.", err=True)
+
+
+def _rows(opened: OperatorOutbox) -> list[dict[str, object]]:
+    activities = opened.rejected_since(0, MAX_NUMBER)
+    settled = opened.settled([activity.id for activity in activities])
+    rows = []
+    for activity in activities:
+        end = settled.get(activity.id)
+        times = (_moment(activity.recorded_at), None if end is None else _moment(end.settled_at))
+        values = (
+            activity.id, activity.billing_id, activity.user_id, activity.activity_type_id,
+            *times, activity.attempts, activity.reason,
+        )  # fmt: skip
+        rows.append(dict(zip(_COLUMNS, values, strict=True)))
+    return rows
+
+
+def _moment(milliseconds: int) -> str:
+    from perqueue._clock import datetime_from_ms
+
+    return datetime_from_ms(milliseconds).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@rejected.command()
+@_chosen
+@outbox_option
+@click.option("--activity-type", "-t", "kind", metavar="ID", help="Correct the activity type of these.")
+def requeue(ids: Sequence[int], outbox: str, kind: str | None, *, everything: bool) -> None:
+    """Make refused activities pending again, so that they are sent anew.
+
+    \b
+    Examples:
+      perqueue rejected requeue 17 18
+      perqueue rejected requeue --all --activity-type ACTIVITY_TYPE_ID
+    """
+    from perqueue._activity import checked_id
+
+    wanted = _wanted(ids, everything=everything)
+    kind = None if kind is None else checked_id("activity_type_id", kind)
+    with closing(open_as_operator(outbox)) as opened:
+        count = opened.requeue(wanted, kind)
+    _tell("requeued", count, wanted)
+
+
+@rejected.command()
+@_chosen
+@outbox_option
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+def discard(ids: Sequence[int], outbox: str, *, everything: bool, yes: bool) -> None:
+    """Give refused activities up: they are never sent, and stay in the audit trail as discarded.
+
+    \b
+    Examples:
+      perqueue rejected discard 17
+      perqueue rejected discard --all --yes
+    """
+    wanted = _wanted(ids, everything=everything)
+    if not yes and not sys.stdin.isatty():
+        raise Failure("discarding cannot be undone, and there is no terminal to ask on: add --yes", MISUSE)
+    with closing(open_as_operator(outbox)) as opened:
+        if not yes:
+            many = opened.position().rejected if wanted is None else len(wanted)
+            click.confirm(f"Give up {many:,} refused activities for good?", abort=True, err=True)
+        count = opened.discard(wanted)
+    _tell("discarded", count, wanted)
+
+
+def _wanted(ids: Sequence[int], *, everything: bool) -> list[int] | None:
+    if bool(ids) == everything:
+        raise click.UsageError("Name activities by their numbers, or say --all.")
+    return None if everything else list(dict.fromkeys(ids))
+
+
+def _tell(done: str, count: int, wanted: list[int] | None) -> None:
+    click.echo(f"{done} {count:,} activit{'y' if count == 1 else 'ies'}")
+    if wanted is not None and count < len(wanted):
+        missing = len(wanted) - count
+        message = (
+            f"{missing} of these {'is' if missing == 1 else 'are'} not rejected: see `perqueue rejected list`"
+        )
+        raise Failure(message)

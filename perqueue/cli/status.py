@@ -1,0 +1,139 @@
+"""``perqueue status``."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from perqueue.cli import _print
+from perqueue.cli._options import json_option, open_as_operator, outbox_option
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from perqueue._outbox import Position
+
+
+@click.command()
+@outbox_option
+@json_option
+def status(outbox: str, *, as_json: bool) -> None:
+    """Show what an outbox holds, whether it is being delivered, and if not, why.
+
+    Needs no token, asks nobody but the file, and costs the same however much is in it.
+
+    \b
+    Examples:
+      perqueue status --outbox activities.db
+      perqueue status --json | jq .pending
+    """
+    from perqueue._settings import outbox_path
+
+    opened = open_as_operator(outbox)
+    try:
+        position = opened.position()
+        with opened._reading() as connection:  # noqa: SLF001 - the file's own page about itself
+            (origin,) = connection.execute("SELECT origin FROM perqueue_outbox").fetchone()
+    finally:
+        opened.close()
+    path = outbox_path(outbox)
+    shown = snapshot(position, drained=is_drained(path))
+    shown |= {"discarded": position.discarded, "origin": origin, "outbox": str(path)}
+    if as_json:
+        _print.as_json(shown)
+    else:
+        _show(shown)
+
+
+def is_drained(path: Path) -> bool | None:
+    """Tell whether some process holds the drain lock; None if this user may not know."""
+    from filelock import FileLock, Timeout
+
+    lock_path = path.with_name(f"{path.name}-drain.lock")
+    if not lock_path.exists():
+        return False
+    lock = FileLock(lock_path, mode=0o600)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return True
+    except OSError:
+        return None
+    lock.release()
+    return False
+
+
+def snapshot(position: Position, *, drained: bool | None) -> dict[str, Any]:
+    """Return the fields of :class:`perqueue.Stats` as another process can know them, and who drains."""
+    from perqueue._clock import datetime_from_ms
+    from perqueue._stats import DrainState, Stats, held
+
+    hold, pending = position.hold, position.pending
+    reason = resumes_at = None
+    if hold is not None and pending:
+        state, reason = held(hold.kind, hold.reason)
+        resumes_at = datetime_from_ms(hold.until)
+    elif drained is False:
+        state = DrainState.OFF
+    else:
+        state = DrainState.DELIVERING if pending else DrainState.IDLE
+    oldest = position.oldest_pending
+    stats = Stats(
+        pending=pending,
+        oldest_pending_age=None if oldest is None else max(0.0, time.time() - oldest[1] / 1000),
+        delivered=position.accepted,
+        rejected=position.rejected,
+        damaged=position.damaged,
+        state=state,
+        reason=reason,
+        resumes_at=resumes_at,
+    )
+    return asdict(stats) | {"drained": drained, "drainer_pid": position.drainer_pid if drained else None}
+
+
+def _show(shown: dict[str, Any]) -> None:
+    pending, oldest = f"{shown['pending']:,}", shown["oldest_pending_age"]
+    if oldest is not None:
+        pending += f", the oldest for {_print.age(oldest)}"
+    rejected = f"{shown['rejected']:,}" + ("  (perqueue rejected list)" if shown["rejected"] else "")
+    lines = {
+        "outbox": shown["outbox"],
+        "origin": shown["origin"] or "none yet",
+        "state": _state(shown),
+        "drainer": _drainer(shown),
+        "pending": pending,
+        "delivered": f"{shown['delivered']:,}",
+        "rejected": rejected,
+        "discarded": f"{shown['discarded']:,}",
+        "damaged": f"{shown['damaged']:,}",
+    }
+    for name, value in lines.items():
+        click.echo(f"{name:<10} {_print.printable(value)}")
+
+
+def _state(shown: dict[str, Any]) -> str:
+    text = str(shown["state"]).replace("_", " ")
+    if shown["reason"]:
+        text += f": {shown['reason']}"
+    resumes = shown["resumes_at"]
+    if resumes is not None and shown["drained"]:
+        wait = resumes.timestamp() - time.time()
+        text += f"; next try in {_print.age(wait)}" if wait >= 1 else "; next try now"
+    return text
+
+
+def _drainer(shown: dict[str, Any]) -> str:
+    if shown["drained"] is None:
+        return "unknown: this user may not look at the drain lock"
+    if shown["drained"]:
+        return (
+            f"process {shown['drainer_pid']}"
+            if shown["drainer_pid"]
+            else "a process that is starting or ending"
+        )
+    if str(shown["state"]) == "paused":
+        return "none while paused"
+    return "none" + ("  (perqueue drain delivers)" if shown["pending"] else "")

@@ -1,0 +1,117 @@
+"""Fixtures for all tests: a running sandbox, queues that speak to it, and no thread left behind."""
+
+import gc
+import os
+import threading
+import time
+
+import pytest
+from hypothesis import settings
+
+from perqueue import PerQueue
+from perqueue.sandbox import Sandbox
+
+# A busy machine is slow now and then; pytest's own timeout catches what hangs.
+settings.register_profile("perqueue", deadline=None)
+settings.load_profile("perqueue")
+
+ENVIRONMENT = (
+    "ACTIVITY_TYPE_ID",
+    "PERQUEUE_DRAIN",
+    "PERQUEUE_OUTBOX",
+    "PER_ACTIVITY_TOKEN",
+    "PER_ACTIVITY_TYPE_ID",
+    "PER_BASE_URL",
+    "PER_REPORTING_TOKEN",
+)
+
+
+def pytest_runtest_setup(item):
+    """Skip, by name, what only root can try."""
+    if item.get_closest_marker("root") is not None and os.geteuid() != 0:
+        pytest.skip("needs root")
+
+
+def _perqueue_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("perqueue-")]
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_left():
+    """After each test, no thread of perqueue's own is left."""
+    before = _perqueue_threads()
+    yield
+    left = [thread for thread in _perqueue_threads() if thread not in before]
+    if left:
+        gc.collect()  # a queue that was dropped without close() stops its threads once it is collected
+    for thread in left:
+        thread.join(timeout=5)
+    assert [thread.name for thread in left if thread.is_alive()] == []
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch):
+    """No option comes from the environment that the tests happen to run in."""
+    for name in ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def per():
+    """A local Per that listens."""
+    with Sandbox() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def options(per):
+    """What a queue or a client needs to speak to the sandbox."""
+    return {
+        "base_url": per.url,
+        "activity_token": per.activity_token,
+        "reporting_token": per.reporting_token,
+        "activity_type_id": per.activity_type_id,
+    }
+
+
+@pytest.fixture
+def outbox(tmp_path):
+    """The path at which `make_queue` puts its outbox."""
+    return tmp_path / "activities.db"
+
+
+@pytest.fixture
+def make_queue(per, options, outbox):
+    """Make queues on one outbox, all closed when the test ends: `make_queue(max_in_flight=1)`."""
+    queues = []
+
+    def make(path=outbox, **given):
+        queue = PerQueue(path, **{**options, **given})
+        queues.append(queue)
+        return queue
+
+    yield make
+    per.clear_faults()
+    per.release()
+    for queue in reversed(queues):
+        queue.close()
+
+
+@pytest.fixture
+def until():
+    """Wait for something to be true: `until(lambda: queue.stats().pending == 0)`."""
+
+    def wait(condition, timeout=10.0):
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() >= deadline:
+                pytest.fail(f"not true within {timeout} s")
+            time.sleep(0.002)
+
+    return wait
+
+
+@pytest.fixture
+def arrived(per):
+    """Return what the sandbox has accepted: a set of (billing ID, user ID)."""
+    return lambda: {(activity.billing_id, activity.user_id) for activity in per.activities}

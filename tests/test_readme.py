@@ -1,0 +1,217 @@
+"""README.md is a promise too: its Python runs, its commands exist, and its tables are complete."""
+
+import inspect
+import re
+import shlex
+import shutil
+import subprocess
+import sysconfig
+from dataclasses import fields
+from pathlib import Path
+
+import click
+import pytest
+from sybil.document import Document
+from sybil.parsers.markdown import PythonCodeBlockParser
+
+import perqueue
+from perqueue import DrainState, PerQueue, RetryPolicy, Stats
+from perqueue.sandbox import Sandbox
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+TEXT = README.read_text(encoding="utf-8")
+LATER = {"coalesce", "embedded"}  # in the signature, and refused so far
+
+
+def python_blocks():
+    # A fixed port makes the example one that can be run twice; a test must not depend on it being free.
+    document = Document(TEXT.replace("Sandbox(port=8423)", "Sandbox()"), str(README))
+    for region in PythonCodeBlockParser()(document):
+        document.add(region)
+    return list(document)
+
+
+def commands():
+    """Returns each command of the README's console blocks, without its comment."""
+    blocks = re.findall(r"^```console\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+    lines = [line for block in blocks for line in block.splitlines()]
+    # Beside the blocks: `perqueue …` in running text, and the command that a comment offers instead.
+    aside = re.findall(r"`(perqueue [a-z][^`]*)`|: (perqueue .*)$", TEXT, re.MULTILINE)
+    return [*lines, *(one or other for one, other in aside)]
+
+
+def words(command):
+    split = shlex.split(command, comments=True)
+    return split[: split.index("<")] if "<" in split else split
+
+
+def section(title):
+    return re.search(rf"^## {re.escape(title)}.*?\n(.*?)(?=^## |\Z)", TEXT, re.DOTALL | re.MULTILINE).group(1)
+
+
+def named(title, column=0):
+    """Returns the names in backticks in a column of the section's table."""
+    rows = [line.split("|")[1:-1] for line in section(title).splitlines() if line.startswith("| `")]
+    return [name for row in rows for name in re.findall(r"`(\w+)`", row[column])]
+
+
+@pytest.fixture
+def _at_home(tmp_path, monkeypatch):
+    """An empty folder, and an environment without anything of Per's."""
+    monkeypatch.chdir(tmp_path)
+    for name in [*named("Options", column=1), "PER_BASE_URL"]:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def per(monkeypatch, _at_home):
+    """What the README's reader has: tokens and an activity type in the environment."""
+    with Sandbox() as sandbox:
+        monkeypatch.setenv("PER_BASE_URL", sandbox.url)
+        monkeypatch.setenv("PER_ACTIVITY_TOKEN", sandbox.activity_token)
+        monkeypatch.setenv("PER_REPORTING_TOKEN", sandbox.reporting_token)
+        monkeypatch.setenv("PER_ACTIVITY_TYPE_ID", sandbox.activity_type_id)
+        yield sandbox
+
+
+@pytest.mark.parametrize("block", python_blocks(), ids=lambda block: f"line {block.line}")
+def test_python_in_the_readme_runs(block, per):
+    """Every Python block runs by itself, given a queue and an environment that is set up."""
+    with PerQueue("activities.db") as queue:
+        block.document.namespace.clear()
+        block.document.namespace["queue"] = queue
+        block.evaluate()
+
+
+def test_the_first_example_needs_nothing_and_counts_two_users(_at_home, capsys):
+    """The example that a stranger meets first runs without an account, twice too, and prints 2."""
+    first = python_blocks()[0]
+    for _ in range(2):
+        first.document.namespace.clear()
+        Path("try.db").unlink(missing_ok=True)  # here every sandbox has another port, so another origin
+        first.evaluate()
+    assert capsys.readouterr().out == "2\n2\n"
+
+
+def test_the_node_wrappers_calls_are_answered_in_the_same_way(per):
+    """What the Node.js wrapper's users do, adding an activity and asking for a report, arrives at Per."""
+    [block] = [block for block in python_blocks() if "add_activity" in block.parsed]
+    block.document.namespace.clear()
+    block.evaluate()
+    [activity] = per.activities
+    assert block.document.namespace["transaction_id"] == activity.transaction_id
+    assert block.document.namespace["report"].unique("GROUP_A") == 1
+
+
+@pytest.mark.parametrize("command", [line for line in commands() if line.startswith("make ")])
+def test_make_targets_in_the_readme_exist(command):
+    """Every `make …` of the README is a target, and described in `make help`."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.search(rf"^{words(command)[1]}:.*## ", makefile, re.MULTILINE)
+
+
+def test_the_first_two_commands_are_the_demo_and_the_tests():
+    """Who only tries two commands has seen the demonstration and the tests."""
+    assert [words(command) for command in commands()[:2]] == [["make", "demo"], ["make", "test"]]
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("perqueue ")])
+def test_perqueue_commands_in_the_readme_exist(line):
+    """Every `perqueue …` of the README is a command with these options, and has a help text."""
+    command, arguments = __import__("perqueue.cli", fromlist=["main"]).main, words(line)[1:]
+    while isinstance(command, click.Group) and arguments:
+        command = command.commands[arguments.pop(0)]
+    context = click.Context(command)
+    command.make_parser(context).parse_args(list(arguments))  # raises for an unknown option
+    assert command.help
+    assert command.get_help(context)
+
+
+def test_the_readme_shows_every_command():
+    """No command is left out of the README."""
+    from perqueue.cli import main
+
+    def leaves(command, path):
+        if isinstance(command, click.Group):
+            return [leaf for name, each in command.commands.items() for leaf in leaves(each, (*path, name))]
+        return [" ".join(path)]
+
+    shown = section("The command line")
+    assert [path for path in leaves(main, ("perqueue",)) if path not in shown] == []
+
+
+def test_the_outbox_can_be_read_as_the_readme_says(per):
+    """The README's sqlite-utils commands work on an outbox, and show what was recorded and accepted."""
+    with PerQueue("activities.db") as queue:
+        queue.record("GROUP_A", "USER_1")
+    tool = shutil.which("sqlite-utils", path=sysconfig.get_path("scripts"))
+    shown = [
+        subprocess.run([tool, *words(line)[1:]], capture_output=True, text=True, check=True, timeout=60).stdout
+        for line in commands()
+        if line.startswith("sqlite-utils ")
+    ]
+    assert len(shown) == 2
+    assert all("accepted" in table for table in shown)
+    assert per.activities[0].transaction_id in shown[0]
+
+
+def test_the_table_of_options_is_complete():
+    """The README lists every option of `PerQueue` that can be used, once."""
+    options = inspect.signature(PerQueue).parameters.keys() - LATER
+    assert sorted(named("Options")) == sorted(options)
+
+
+def test_the_defaults_in_the_table_of_options_are_right():
+    """A default that the README gives is the default."""
+    parameters = inspect.signature(PerQueue).parameters
+    table = dict(re.findall(r"^\| `(\w+)` \| .*?\| (.*) \|$", section("Options"), re.MULTILINE))
+    for name in ("max_in_flight", "max_pending", "flush_timeout", "exit_timeout", "request_timeout"):
+        assert f"`{parameters[name].default}`" in table[name].replace("_000", "000"), name
+    assert f"`{parameters['stalled_after'].default}`" in section("Options")
+    [policy] = re.findall(r"`RetryPolicy\((.*?)\)`", table["retry"])
+    given = dict(part.split("=") for part in policy.split(", "))
+    assert {name: float(value) for name, value in given.items()} == {
+        field.name: getattr(RetryPolicy(), field.name) for field in fields(RetryPolicy)
+    }
+
+
+def test_the_table_of_exceptions_is_complete():
+    """The README lists every exception, once."""
+    public = [getattr(perqueue, name) for name in perqueue.__all__]
+    exceptions = [each.__name__ for each in public if isinstance(each, type) and issubclass(each, Exception)]
+    assert sorted(named("Waiting: flush and receipts")) == sorted(exceptions)
+
+
+def test_the_table_of_states_is_complete():
+    """The README explains every state that `stats()` can show, and names every number."""
+    states = {str(state) for state in DrainState} - {"closed"}  # a closed queue has no statistics
+    assert set(named("Statistics and states")) == states
+    numbers = set(re.findall(r"`(\w+)`", section("Statistics and states").split("\n\n")[0]))
+    assert {field.name for field in fields(Stats)} <= numbers
+
+
+def test_links_between_files_lead_somewhere():
+    """Every file that the README links to is there."""
+    links = [link for link in re.findall(r"\]\(([^)#]+)", TEXT) if "://" not in link]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_every_test_behind_a_guarantee_exists():
+    """Each test that `docs/guarantees.md` names can be found where it says."""
+    text = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
+    tests = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text)
+    assert tests
+    missing = [
+        f"{path}::{name}"
+        for path, name in tests
+        if not (ROOT / path).is_file() or f"def {name}" not in (ROOT / path).read_text(encoding="utf-8")
+    ]
+    assert missing == []
+
+
+def test_the_readme_stays_readable():
+    """The README is shorter than 300 lines, and its first Python stands in the first twenty-five."""
+    assert len(TEXT.splitlines()) < 300
+    assert "```python" in "\n".join(TEXT.splitlines()[:25])
