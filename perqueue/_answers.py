@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -44,7 +43,7 @@ def interpret(  # noqa: PLR0911 - one return for each row of the table
     reason = reason_of(answer) if answer else None
     if status in (401, 403) or (ok is False and reason == BAD_TOKEN_REASON):
         return Outcome(verdict=Verdict.BAD_TOKEN, reason=reason or f"HTTP {status}", status=status)
-    in_words = f"HTTP {status}" + (f": {reason}" if reason else "")
+    in_words = (f"HTTP {status}" + (f": {reason}" if reason else ""))[:_LONGEST_REASON]
     if status in (429, 503):
         wait = retry_after(headers, now)
         if status == 429 or wait is not None:
@@ -110,15 +109,15 @@ def _transaction_id(answer: Mapping[str, Any] | None) -> str | None:
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     """Return the seconds that ``Retry-After`` asks for, given as a number or as a date; None for nonsense."""
     text = headers.get("retry-after", "").strip()
-    if re.fullmatch(r"\d{1,9}(\.\d+)?", text, re.ASCII):
-        seconds = float(text)
+    if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII):
+        seconds = float(text)  # endless digits: infinite, which is as long a wait as any that is capped
     else:
         until = _http_date(text)
         if until is None:
             return None
         # By the server's own clock where it says: ours may be wrong.
         seconds = until - (_http_date(headers.get("date", "")) or now)
-    return seconds if math.isfinite(seconds) and seconds > 0 else None
+    return seconds if seconds > 0 else None
 
 
 def _http_date(text: str) -> float | None:

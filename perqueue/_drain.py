@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("perqueue")
 
-TICK = 0.075
+TICK = 0.085
 """Seconds after which a record() in another process is noticed at the latest."""
 SETTLE_DELAY = 0.01
 """Seconds that outcomes gather for one transaction."""
@@ -52,7 +52,7 @@ class Observer(Protocol):
         """A probe failed, or Per asked to wait; stored before this call."""
 
     def on_tick(self) -> None:
-        """Called about once a second."""
+        """Called every two seconds or so."""
 
 
 class Drain:
@@ -80,6 +80,7 @@ class Drain:
         self._complaints = complaints  # what was logged and is not over, so that it is logged once
         self._event = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+        self._alarm: asyncio.TimerHandle | None = None
         self._asleep = False
         self._stopping = False
         self._grace: float | None = None
@@ -98,7 +99,7 @@ class Drain:
         self._announced: tuple[Gate, float] | None = None
 
         self._changes = self._probe_requests = -1
-        self._next_prune = self._next_second = float("-inf")
+        self._next_prune = self._next_tick = float("-inf")
 
         self.in_flight = 0
         """Requests that are being waited for."""
@@ -205,13 +206,25 @@ class Drain:
         if self._asleep and self._feed.fresh and self.trouble is None:
             wait = 0  # a record() came after the last look
         if wait > 0:
-            alarm = self._loop.call_later(wait, self._event.set)
+            idle = not (self.in_flight or self._outcomes or self.trouble or self._feed.waiting())
+            self._alarm = self._loop.call_later(wait, self._peek if idle else self._event.set)
             await self._event.wait()
-            alarm.cancel()
+            self._alarm.cancel()
         else:
             await asyncio.sleep(0)
         self._asleep = False
         self._event.clear()
+
+    def _peek(self) -> None:
+        """Wake up only if another process has written: most of an idle process's life is spent here."""
+        try:
+            changed = self._outbox.change_counter() != self._changes
+        except OutboxError:
+            changed = True  # the next turn meets the error, too, and knows what to do
+        if changed or self._clock.monotonic() >= self._next_tick:
+            self._event.set()
+        else:
+            self._alarm = self._loop.call_later(TICK, self._peek)
 
     async def _finish(self) -> None:
         """Let requests in flight end, and settle them: what was accepted is not sent again."""
@@ -246,8 +259,8 @@ class Drain:
                 self._probe_requests = requests
                 self._wake()
         now = self._clock.monotonic()
-        if now >= self._next_second:
-            self._next_second = now + 1.0
+        if now >= self._next_tick:
+            self._next_tick = now + 2.0
             self._observer.on_tick()
         if now >= self._next_prune:
             more = self._outbox.prune(self._clock.time_ms() - self._keep_ms, _MOST_KEPT, _PRUNE_BATCH)

@@ -44,6 +44,10 @@ class Feed:
     def __len__(self) -> int:
         return len(self._ready) + len(self._suspects)
 
+    def waiting(self) -> bool:
+        """Tell whether anything is claimed, or waits in the outbox on its own account."""
+        return bool(self._ready or self._suspects or self._next_due is not None or self._recheck_due)
+
     def hungry(self) -> bool:
         """Tell whether more should be claimed."""
         return len(self._ready) < self._low_water()

@@ -92,6 +92,10 @@ class Flush:
     def _timed_out(self) -> FlushTimeout:
         pending = self._outbox.count_pending(self._target, _COUNT_LIMIT)
         reason = self._why_pending()
+        oldest = self._outbox.position().oldest_pending
+        failure = self._outbox.last_reason(oldest[0]) if oldest else None
+        if failure is not None and failure not in reason:
+            reason = f"{reason}; the oldest one's latest attempt: {failure}"
         many = "at least " if pending >= _COUNT_LIMIT else ""
         what = "activity is" if pending == 1 else "activities are"
         message = f"{many}{pending} {what} not accepted after {self._timeout:g} s, and kept ({reason})"

@@ -8,6 +8,7 @@ the fork, under its lock, and opened again by whichever side uses it next.
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from contextlib import suppress
 from typing import Protocol
@@ -27,7 +28,8 @@ class ForkAware(Protocol):
 
 
 _participants: weakref.WeakSet[ForkAware] = weakref.WeakSet()
-_entered: list[ForkAware] = []
+# By thread: two threads may fork at once, and each releases what it took.
+_entered: dict[int, list[ForkAware]] = {}
 
 
 def participate(participant: ForkAware) -> None:
@@ -42,22 +44,24 @@ def withdraw(participant: ForkAware) -> None:
 
 def _before() -> None:
     # Held strongly until the fork is over: what took its locks must be there to release them.
-    for participant in list(_participants):
-        _entered.append(participant)
+    entered = _entered[threading.get_ident()] = list(_participants)
+    for participant in entered:
         with suppress(Exception):
             participant.before_fork()
 
 
 def _after_in_parent() -> None:
-    while _entered:
+    for participant in reversed(_entered.pop(threading.get_ident(), [])):
         with suppress(Exception):
-            _entered.pop().after_fork_in_parent()
+            participant.after_fork_in_parent()
 
 
 def _after_in_child() -> None:
-    while _entered:
+    entered = _entered.pop(threading.get_ident(), [])
+    _entered.clear()
+    for participant in reversed(entered):
         with suppress(Exception):
-            _entered.pop().after_fork_in_child()
+            participant.after_fork_in_child()
 
 
 os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

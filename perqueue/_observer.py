@@ -43,7 +43,7 @@ class Observer:
         self.waiters.tell_all(hold)
 
     def on_tick(self) -> None:
-        """Look whether delivery has stalled; called about once a second."""
+        """Look whether delivery has stalled; called every second or two."""
         callback = self._settings.on_stalled
         stats = self._stats() if callback is not None else None
         if callback is None or stats is None:

@@ -51,7 +51,7 @@ class Pace:
         self._max = max_in_flight
         self._monotonic = monotonic
         self._limit = 1.0
-        self._opens_at = self._last_probe = float("-inf")
+        self._opens_at = self._asked_until = self._last_probe = float("-inf")
         self.failures = 0
         """Rounds in a row in which nothing got through."""
         self.closed_at = float("-inf")
@@ -78,7 +78,7 @@ class Pace:
 
     def answered(self, sent_at: float) -> None:
         """Per answered a request about its activity: requests flow, and more of them."""
-        if self.gate is Gate.RETRY_AFTER and sent_at < self.closed_at:
+        if sent_at < self.closed_at and self._monotonic() < self._asked_until:
             return  # sent before Per asked to wait
         self.gate = self.reason = None
         self.failures = 0
@@ -106,6 +106,7 @@ class Pace:
         wait = min(retry_after, self._policy.retry_after_cap)
         if self.gate is Gate.RETRY_AFTER and self._opens_at >= self._monotonic() + wait:
             return
+        self._asked_until = max(self._asked_until, self._monotonic() + wait)
         self._limit = max(1.0, self._limit / 2)
         self._close(Gate.RETRY_AFTER, reason, wait)
 
@@ -116,10 +117,13 @@ class Pace:
         self.failures = self.failures + 1 if gate is self.gate else 1
         self._limit = 1.0
         bad_token = gate is Gate.BAD_TOKEN
-        self._close(gate, reason, min(PROBE_INTERVAL, 2.0**self.failures) if bad_token else PROBE_INTERVAL)
+        growing = min(PROBE_INTERVAL, 2.0 ** min(self.failures, 10))  # 2.0**1024 is an OverflowError
+        self._close(gate, reason, growing if bad_token else PROBE_INTERVAL)
 
     def resume(self, gate: Gate, reason: str, wait: float) -> None:
         """Go on with what an earlier process had stored."""
+        if gate is Gate.RETRY_AFTER:
+            self._asked_until = self._monotonic() + wait
         self._close(gate, reason, wait)
 
     def wake(self) -> None:
@@ -127,7 +131,8 @@ class Pace:
         if self.gate is None or self.gate is Gate.RETRY_AFTER:
             return
         self.failures = min(self.failures, 1)
-        self._opens_at = min(self._opens_at, max(self._monotonic(), self._last_probe + _PROBE_SPACING))
+        soonest = max(self._monotonic(), self._last_probe + _PROBE_SPACING, self._asked_until)
+        self._opens_at = min(self._opens_at, soonest)
 
     def sending(self) -> None:
         """A request is about to be sent."""
@@ -141,4 +146,5 @@ class Pace:
     def _close(self, gate: Gate, reason: str, wait: float) -> None:
         self.gate, self.reason = gate, reason
         self.closed_at = self._monotonic()
-        self._opens_at = self.closed_at + wait
+        # Whatever else goes wrong meanwhile, nothing is sent before Per asked for it.
+        self._opens_at = max(self.closed_at + wait, self._asked_until)

@@ -34,7 +34,7 @@ class Waiters:
     """Who waits for which activity (or, under the key None, for anything to happen)."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may wait while its thread is in here
         self._listeners: dict[int | None, list[Listener]] = {}
 
     def add(self, activity_id: int | None, listener: Listener) -> None:

@@ -146,7 +146,7 @@ class PerQueue:
         self._clock = SYSTEM_CLOCK
         self._activity_type_id = settings.activity_type_id
         self._self = weakref.ref(self)
-        self._close_lock = threading.Lock()
+        self._close_lock = threading.RLock()
         self._reporter = Reporter(settings)
         self._worker: Worker | None = None
         if settings.drain:
@@ -456,7 +456,7 @@ class PerQueue:
 
     def after_fork_in_child(self) -> None:
         """Forget the parent's threads, and who waited in it."""
-        self._close_lock = threading.Lock()
+        self._close_lock = threading.RLock()
         self._observer.waiters = Waiters()
         if self._worker is not None:
             self._worker.abandon()

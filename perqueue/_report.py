@@ -111,7 +111,11 @@ def _moment(name: str, value: datetime | str | None) -> datetime | None:
     if value.utcoffset() is None:
         message = f"{name} needs a time zone: 2018-12-01T00:00:00Z, or datetime(…, tzinfo=UTC)"
         raise ConfigurationError(message)
-    return value.astimezone(UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        message = f"{name} lies beyond the calendar once it is in UTC"
+        raise ConfigurationError(message) from None
 
 
 def _timestamp(moment: datetime) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import math
 import os
 import string
 from collections.abc import Callable, Mapping
@@ -28,6 +27,7 @@ Token = str | Callable[[], str]
 
 DEFAULT_BASE_URL = "https://api.useper.com"
 _TOKEN_CHARACTERS = frozenset(string.ascii_letters + string.digits + string.punctuation)
+_MOST_SECONDS = 10**9
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 
@@ -247,9 +247,10 @@ def outbox_path(outbox: object) -> Path:
 
 
 def _seconds(name: str, value: object, *, zero: bool = False) -> float:
-    ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not ok or value < 0 or (value == 0 and not zero):  # type: ignore[operator]  # ok says it is a number
-        message = f"{name} must be a {'non-negative' if zero else 'positive'} number of seconds"
+    ok = isinstance(value, int | float) and not isinstance(value, bool)
+    # Written so that NaN fails too. Locks and event loops overflow beyond about 300 years.
+    if not (ok and 0 <= value <= _MOST_SECONDS) or (value == 0 and not zero):  # type: ignore[operator]  # a number
+        message = f"{name} must be a {'non-negative' if zero else 'positive'} number of seconds, at most 10**9"
         raise ConfigurationError(message)
     return float(value)  # type: ignore[arg-type]
 

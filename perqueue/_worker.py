@@ -107,7 +107,7 @@ class Worker:
         self._reset()
 
     def _reset(self) -> None:
-        self._start_lock = threading.Lock()
+        self._start_lock = threading.RLock()  # a signal handler may record while its thread is in start()
         self._thread: threading.Thread | None = None
         self._drain: Drain | None = None
         self._loop: DeliveryLoop | None = None
@@ -145,11 +145,13 @@ class Worker:
         with self._start_lock:
             if self.started or self._stopping:
                 return
-            thread = threading.Thread(target=self._run, name="perqueue-drain", daemon=True)
-            with suppress(RuntimeError):  # the interpreter is shutting down: what is pending stays on disk
-                thread.start()
-                self._thread = thread
-                self.started = True
+            self.started = True
+            self._thread = threading.Thread(target=self._run, name="perqueue-drain", daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError:  # the interpreter is shutting down: what is pending stays on disk
+                self.started = False
+                self._thread = None
 
     def more(self) -> None:
         """There is a new activity. Called for every ``record()``."""

@@ -16,7 +16,7 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 
 import perqueue
 from perqueue import DrainState, PerQueue, RetryPolicy, Stats
-from perqueue.sandbox import Sandbox
+from perqueue.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -57,26 +57,21 @@ def named(title, column=0):
 
 
 @pytest.fixture
-def _at_home(tmp_path, monkeypatch):
-    """An empty folder, and an environment without anything of Per's."""
+def _home(tmp_path, monkeypatch):
+    """An empty folder to be in."""
     monkeypatch.chdir(tmp_path)
-    for name in [*named("Options", column=1), "PER_BASE_URL"]:
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
-def per(monkeypatch, _at_home):
+def _equipped(_home, options, monkeypatch):
     """What the README's reader has: tokens and an activity type in the environment."""
-    with Sandbox() as sandbox:
-        monkeypatch.setenv("PER_BASE_URL", sandbox.url)
-        monkeypatch.setenv("PER_ACTIVITY_TOKEN", sandbox.activity_token)
-        monkeypatch.setenv("PER_REPORTING_TOKEN", sandbox.reporting_token)
-        monkeypatch.setenv("PER_ACTIVITY_TYPE_ID", sandbox.activity_type_id)
-        yield sandbox
+    for name, value in options.items():
+        monkeypatch.setenv(f"PER_{name.upper()}", value)
 
 
 @pytest.mark.parametrize("block", python_blocks(), ids=lambda block: f"line {block.line}")
-def test_python_in_the_readme_runs(block, per):
+@pytest.mark.usefixtures("_equipped")
+def test_python_in_the_readme_runs(block):
     """Every Python block runs by itself, given a queue and an environment that is set up."""
     with PerQueue("activities.db") as queue:
         block.document.namespace.clear()
@@ -84,7 +79,8 @@ def test_python_in_the_readme_runs(block, per):
         block.evaluate()
 
 
-def test_the_first_example_needs_nothing_and_counts_two_users(_at_home, capsys):
+@pytest.mark.usefixtures("_home")
+def test_the_first_example_needs_nothing_and_counts_two_users(capsys):
     """The example that a stranger meets first runs without an account, twice too, and prints 2."""
     first = python_blocks()[0]
     for _ in range(2):
@@ -94,6 +90,7 @@ def test_the_first_example_needs_nothing_and_counts_two_users(_at_home, capsys):
     assert capsys.readouterr().out == "2\n2\n"
 
 
+@pytest.mark.usefixtures("_equipped")
 def test_the_node_wrappers_calls_are_answered_in_the_same_way(per):
     """What the Node.js wrapper's users do, adding an activity and asking for a report, arrives at Per."""
     [block] = [block for block in python_blocks() if "add_activity" in block.parsed]
@@ -119,7 +116,7 @@ def test_the_first_two_commands_are_the_demo_and_the_tests():
 @pytest.mark.parametrize("line", [line for line in commands() if line.startswith("perqueue ")])
 def test_perqueue_commands_in_the_readme_exist(line):
     """Every `perqueue …` of the README is a command with these options, and has a help text."""
-    command, arguments = __import__("perqueue.cli", fromlist=["main"]).main, words(line)[1:]
+    command, arguments = main, words(line)[1:]
     while isinstance(command, click.Group) and arguments:
         command = command.commands[arguments.pop(0)]
     context = click.Context(command)
@@ -130,7 +127,6 @@ def test_perqueue_commands_in_the_readme_exist(line):
 
 def test_the_readme_shows_every_command():
     """No command is left out of the README."""
-    from perqueue.cli import main
 
     def leaves(command, path):
         if isinstance(command, click.Group):
@@ -141,16 +137,14 @@ def test_the_readme_shows_every_command():
     assert [path for path in leaves(main, ("perqueue",)) if path not in shown] == []
 
 
+@pytest.mark.usefixtures("_equipped")
 def test_the_outbox_can_be_read_as_the_readme_says(per):
     """The README's sqlite-utils commands work on an outbox, and show what was recorded and accepted."""
     with PerQueue("activities.db") as queue:
         queue.record("GROUP_A", "USER_1")
     tool = shutil.which("sqlite-utils", path=sysconfig.get_path("scripts"))
-    shown = [
-        subprocess.run([tool, *words(line)[1:]], capture_output=True, text=True, check=True, timeout=60).stdout
-        for line in commands()
-        if line.startswith("sqlite-utils ")
-    ]
+    asked = [[tool, *words(line)[1:]] for line in commands() if line.startswith("sqlite-utils ")]
+    shown = [subprocess.check_output(command, text=True, timeout=60) for command in asked]
     assert len(shown) == 2
     assert all("accepted" in table for table in shown)
     assert per.activities[0].transaction_id in shown[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -41,7 +42,9 @@ class DiskKeeper:
         self._idle = False
         self._stopping = False
         self._thread: threading.Thread | None = None
-        self._wake = threading.Event()
+        # Not an Event: a signal handler that records while its thread is in Event.set() would hang.
+        # SimpleQueue.put() is re-entrant by its documentation.
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._sync_lock = threading.Lock()
         # Held while the checkpointing connection is open: nobody may fork meanwhile.
@@ -51,15 +54,17 @@ class DiskKeeper:
         """Start the thread if it does not run; without effect while the interpreter shuts down."""
         if self._thread is None:
             thread = threading.Thread(target=self._run, name="perqueue-disk", daemon=True)
-            with suppress(RuntimeError):  # no new threads at shutdown: close() syncs
+            self._thread = thread  # before it starts: a signal handler may come here, too
+            try:
                 thread.start()
-                self._thread = thread
+            except RuntimeError:  # no new threads at shutdown: close() syncs
+                self._thread = None
 
     def committed(self, commits: int = 1) -> None:
         """Take note of a commit. Called under the record lock."""
         self._committed += commits
         if self._idle:
-            self._wake.set()
+            self._wake.put(None)
 
     def sync(self) -> None:
         """Return once everything committed before this call is on disk; concurrent callers share one sync.
@@ -99,9 +104,8 @@ class DiskKeeper:
         while not self._stopping:
             self._idle = True
             if self._synced == self._committed:
-                self._wake.wait()
+                self._wake.get()
             self._idle = False
-            self._wake.clear()
             if self._stop.wait(GATHER):
                 return
             try:
@@ -134,7 +138,7 @@ class DiskKeeper:
         """Stop the thread and sync what it had not."""
         self._stopping = True
         self._stop.set()
-        self._wake.set()
+        self._wake.put(None)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout=5)
         with suppress(OSError):

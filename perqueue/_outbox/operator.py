@@ -30,9 +30,13 @@ class OperatorOutbox(SQLiteOutbox):
     @staticmethod
     def _retype(connection: sqlite3.Connection, activity_ids: Iterable[int], kind: str) -> None:
         for activity_id in activity_ids:
-            billing_id, user_id, recorded_at = connection.execute(
-                "SELECT billing_id, user_id, recorded_at FROM perqueue_activity WHERE id = ?", (activity_id,)
+            billing_id, user_id, old_kind, recorded_at, check = connection.execute(
+                "SELECT billing_id, user_id, activity_type_id, recorded_at, checksum"
+                " FROM perqueue_activity WHERE id = ?",
+                (activity_id,),
             ).fetchone()
+            if check != checksum(billing_id, user_id, old_kind, recorded_at):
+                continue  # a new checksum would pass a damaged row off as sound
             connection.execute(
                 "UPDATE perqueue_activity SET activity_type_id = ?, checksum = ? WHERE id = ?",
                 (kind, checksum(billing_id, user_id, kind, recorded_at), activity_id),

@@ -116,6 +116,9 @@ class Outbox(Protocol):
     def count_pending(self, through: int, limit: int) -> int:
         """Count the pending activities up to an ID, up to a limit."""
 
+    def last_reason(self, activity_id: int) -> str | None:
+        """Return why the latest attempt to deliver an activity failed; None if none has."""
+
     def rejected_since(self, rejection: int, limit: int) -> list[Activity]:
         """Return activities that are rejected now, by refusals after a number."""
 

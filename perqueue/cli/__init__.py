@@ -19,24 +19,25 @@ from perqueue.cli.status import status
 __all__ = ["main"]
 
 
-@click.group(cls=Commands)
+_VARIABLES_AND_CODES = """\b
+Other variables:
+  PER_ACTIVITY_TYPE_ID  the activity type to record
+  PER_BASE_URL          where Per is, if not at https://api.useper.com
+\b
+Exit codes:
+  0  what was asked for is done
+  1  it is not: undelivered, refused, or the disk or Per failed; stderr says which
+  2  the command, an option or the configuration is wrong
+"""
+
+
+@click.group(cls=Commands, epilog=_VARIABLES_AND_CODES)
 @click.version_option(__version__, prog_name="perqueue")
 def main() -> None:
     """Counts billable activity for the Per API, through a durable outbox on disk.
 
     The outbox is named by --outbox or PERQUEUE_OUTBOX. Tokens come from the environment only, because
     process lists show arguments: PER_ACTIVITY_TOKEN delivers, PER_REPORTING_TOKEN reads reports.
-
-    \b
-    Other variables:
-      PER_ACTIVITY_TYPE_ID  the activity type to record
-      PER_BASE_URL          where Per is, if not at https://api.useper.com
-
-    \b
-    Exit codes:
-      0  what was asked for is done
-      1  it is not: undelivered, refused, or the disk or Per failed; stderr says which
-      2  the command, an option or the configuration is wrong
     """
 
 

@@ -14,22 +14,27 @@ if TYPE_CHECKING:
 
 NOT_DONE = 1
 """Exit code: what was asked for did not hold."""
-MISUSE = 2
-"""Exit code: the command, an option or the configuration is wrong."""
 
 
 class Failure(click.ClickException):
-    """Ends the command with one line on stderr."""
+    """Ends the command with one line on stderr: what was asked for did not hold."""
 
-    def __init__(self, message: str, exit_code: int = NOT_DONE) -> None:
+    exit_code = NOT_DONE
+
+    def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
-        self.exit_code = exit_code
 
 
-def failure(error: PerQueueError) -> Failure:
+class Misuse(Failure):
+    """The command, an option or the configuration is wrong."""
+
+    exit_code = 2
+
+
+def failure(error: PerQueueError, message: str | None = None) -> Failure:
     """Return what an error of the library becomes on the command line."""
     misuse = isinstance(error, ConfigurationError | InvalidActivity)
-    return Failure(str(error), MISUSE if misuse else NOT_DONE)
+    return (Misuse if misuse else Failure)(message or str(error))
 
 
 @contextmanager
@@ -42,7 +47,7 @@ def _one_line() -> Iterator[None]:
         raise
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "perqueue"
-        raise Failure(f"{error.format_message()} See '{path} --help'.", MISUSE) from error
+        raise Misuse(f"{error.format_message()} See '{path} --help'.") from error
 
 
 class Commands(click.Group):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from perqueue.cli._failure import MISUSE, Failure
+from perqueue.cli._failure import Misuse
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,7 +36,7 @@ def existing(outbox: str) -> Path:
     path = outbox_path(outbox)
     if not path.exists():
         message = f"there is no outbox at {path}: is the path right? The first record() creates it"
-        raise Failure(message, MISUSE)
+        raise Misuse(message)
     return path
 
 
@@ -51,4 +51,9 @@ def need_token(name: str, scope: str) -> None:
     """Say what to do if a token is missing; the library's own text speaks to programmers."""
     if not os.environ.get(name):
         message = f"{name} is not set: export the token that has the scope {scope} (it cannot be an argument)"
-        raise Failure(message, MISUSE)
+        raise Misuse(message)
+
+
+def examples(*lines: str) -> str:
+    """Return the epilog of a help text: click must not fold these lines."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])

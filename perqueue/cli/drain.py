@@ -12,7 +12,7 @@ import click
 from perqueue.cli import _print
 from perqueue.cli._failure import Failure
 from perqueue.cli._flush import Stopped, watched_flush
-from perqueue.cli._options import existing, need_token, outbox_option
+from perqueue.cli._options import examples, existing, need_token, outbox_option
 from perqueue.cli._signals import StopRequest, stop_requests
 
 if TYPE_CHECKING:
@@ -25,7 +25,13 @@ _PATIENCE = 30.0
 _LOOK = 0.5
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "perqueue drain",
+        'perqueue drain --timeout 60 || echo "not everything has arrived"',
+        "perqueue drain --watch",
+    )
+)
 @outbox_option
 @click.option("--watch", is_flag=True, help="Go on until SIGTERM or SIGINT.")
 @click.option(
@@ -43,12 +49,6 @@ def drain(outbox: str, timeout: float | None, *, watch: bool) -> None:
 
     With --watch it stays and delivers whatever is recorded. SIGTERM or SIGINT ends it with exit code 0
     after the requests in flight are answered and settled; a second one ends it at once.
-
-    \b
-    Examples:
-      perqueue drain
-      perqueue drain --timeout 60 || echo "not everything has arrived"
-      perqueue drain --watch
     """
     if watch and timeout is not None:
         raise click.UsageError("--watch has no end, so --timeout has no meaning with it.")

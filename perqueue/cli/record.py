@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import sys
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from perqueue.cli._failure import MISUSE, Failure, failure
-from perqueue.cli._options import outbox_option
+from perqueue.cli._failure import Failure, Misuse, failure
+from perqueue.cli._options import examples, outbox_option
 from perqueue.exceptions import PerQueueError
 
 if TYPE_CHECKING:
@@ -19,7 +20,14 @@ if TYPE_CHECKING:
 _COLUMNS = ["billing_id", "user_id", "activity_type_id"]
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "perqueue record GROUP_A USER_1",
+        "perqueue record -t ACTIVITY_TYPE_ID -- GROUP_A -user-with-a-dash",
+        "printf 'GROUP_A\\tUSER_1\\nGROUP_A\\tUSER_2\\n' | perqueue record -",
+        "perqueue record - --csv < activities.csv",
+    )
+)
 @click.argument("billing_id")
 @click.argument("user_id", required=False)
 @outbox_option
@@ -38,13 +46,6 @@ def record(billing_id: str, user_id: str | None, outbox: str, kind: str | None, 
 
     Needs no token and no network: `perqueue drain`, or any program that has the outbox open, delivers.
     Prints each activity's number in the outbox, once it is stored.
-
-    \b
-    Examples:
-      perqueue record GROUP_A USER_1
-      perqueue record -t ACTIVITY_TYPE_ID -- GROUP_A -user-with-a-dash
-      printf 'GROUP_A\\tUSER_1\\nGROUP_A\\tUSER_2\\n' | perqueue record -
-      perqueue record - --csv < activities.csv
 
     Lines hold a billing ID, a user ID and, if it differs, an activity type. A line of column names
     (billing_id, user_id, activity_type_id) is skipped, and so are blank lines. The first bad line
@@ -65,7 +66,7 @@ def record(billing_id: str, user_id: str | None, outbox: str, kind: str | None, 
         if user_id is not None:
             click.echo(queue.record(billing_id, user_id).id)
         else:
-            _record_lines(queue, click.get_binary_stream("stdin"), as_csv=as_csv)
+            _record_lines(queue, sys.stdin.buffer, as_csv=as_csv)
     finally:
         queue.close()
 
@@ -82,18 +83,22 @@ def _record_lines(queue: PerQueue, lines: BinaryIO, *, as_csv: bool) -> None:
         for row in rows:
             if not row or (done == 0 and row == _COLUMNS[: len(row)]):
                 continue
-            if not 2 <= len(row) <= 3:
-                fields = "1 field" if len(row) == 1 else f"{len(row)} fields"
-                raise Failure(f"{fields}, not a billing ID, a user ID and perhaps an activity type")
-            kind = row[2] if len(row) == 3 and row[2] else None
-            receipt = queue.record(row[0], row[1], activity_type_id=kind)
+            billing_id, user_id, kind = _parts(row)
+            receipt = queue.record(billing_id, user_id, activity_type_id=kind)
             done += 1
             click.echo(receipt.id)
     except (UnicodeDecodeError, csv.Error, Failure) as error:
         why = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-        raise Failure(_at_line(rows.line_num, why, done), MISUSE) from error
+        raise Misuse(_at_line(rows.line_num, why, done)) from error
     except PerQueueError as error:
-        raise Failure(_at_line(rows.line_num, str(error), done), failure(error).exit_code) from error
+        raise failure(error, _at_line(rows.line_num, str(error), done)) from error
+
+
+def _parts(row: list[str]) -> tuple[str, str, str | None]:
+    if not 2 <= len(row) <= 3:
+        fields = "1 field" if len(row) == 1 else f"{len(row)} fields"
+        raise Failure(f"{fields}, not a billing ID, a user ID and perhaps an activity type")
+    return row[0], row[1], (row[2] or None) if len(row) == 3 else None
 
 
 def _decoded(lines: BinaryIO) -> Iterator[str]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from perqueue.cli import _print
-from perqueue.cli._failure import MISUSE, Commands, Failure
-from perqueue.cli._options import MAX_NUMBER, json_option, open_as_operator, outbox_option
+from perqueue.cli._failure import Commands, Failure, Misuse
+from perqueue.cli._options import MAX_NUMBER, examples, json_option, open_as_operator, outbox_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,17 +36,16 @@ def rejected() -> None:
     """
 
 
-@rejected.command("list")
+@rejected.command(
+    "list",
+    epilog=examples(
+        "perqueue rejected list", "perqueue rejected list --json | jq -r '.[].reason' | sort | uniq -c"
+    ),
+)
 @outbox_option
 @json_option
 def list_rejected(outbox: str, *, as_json: bool) -> None:
-    """Show the activities that Per refused, in the order of its refusals, with its reasons.
-
-    \b
-    Examples:
-      perqueue rejected list
-      perqueue rejected list --json | jq -r '.[].reason' | sort | uniq -c
-    """
+    """Show the activities that Per refused, in the order of its refusals, with its reasons."""
     with closing(open_as_operator(outbox)) as opened:
         rows = _rows(opened)
     if as_json:
@@ -57,10 +56,10 @@ def list_rejected(outbox: str, *, as_json: bool) -> None:
         click.echo("Nothing is rejected.", err=True)
 
 
-def _rows(opened: OperatorOutbox) -> list[dict[str, object]]:
+def _rows(opened: OperatorOutbox) -> list[dict[str, Any]]:
     activities = opened.rejected_since(0, MAX_NUMBER)
     settled = opened.settled([activity.id for activity in activities])
-    rows = []
+    rows: list[dict[str, Any]] = []
     for activity in activities:
         end = settled.get(activity.id)
         times = (_moment(activity.recorded_at), None if end is None else _moment(end.settled_at))
@@ -78,18 +77,16 @@ def _moment(milliseconds: int) -> str:
     return datetime_from_ms(milliseconds).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-@rejected.command()
+@rejected.command(
+    epilog=examples(
+        "perqueue rejected requeue 17 18", "perqueue rejected requeue --all --activity-type ACTIVITY_TYPE_ID"
+    )
+)
 @_chosen
 @outbox_option
 @click.option("--activity-type", "-t", "kind", metavar="ID", help="Correct the activity type of these.")
 def requeue(ids: Sequence[int], outbox: str, kind: str | None, *, everything: bool) -> None:
-    """Make refused activities pending again, so that they are sent anew.
-
-    \b
-    Examples:
-      perqueue rejected requeue 17 18
-      perqueue rejected requeue --all --activity-type ACTIVITY_TYPE_ID
-    """
+    """Make refused activities pending again, so that they are sent anew."""
     from perqueue._activity import checked_id
 
     wanted = _wanted(ids, everything=everything)
@@ -99,21 +96,15 @@ def requeue(ids: Sequence[int], outbox: str, kind: str | None, *, everything: bo
     _tell("requeued", count, wanted)
 
 
-@rejected.command()
+@rejected.command(epilog=examples("perqueue rejected discard 17", "perqueue rejected discard --all --yes"))
 @_chosen
 @outbox_option
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 def discard(ids: Sequence[int], outbox: str, *, everything: bool, yes: bool) -> None:
-    """Give refused activities up: they are never sent, and stay in the audit trail as discarded.
-
-    \b
-    Examples:
-      perqueue rejected discard 17
-      perqueue rejected discard --all --yes
-    """
+    """Give refused activities up: they are never sent, and stay in the audit trail as discarded."""
     wanted = _wanted(ids, everything=everything)
     if not yes and not sys.stdin.isatty():
-        raise Failure("discarding cannot be undone, and there is no terminal to ask on: add --yes", MISUSE)
+        raise Misuse("discarding cannot be undone, and there is no terminal to ask on: add --yes")
     with closing(open_as_operator(outbox)) as opened:
         if not yes:
             many = opened.position().rejected if wanted is None else len(wanted)
@@ -131,8 +122,4 @@ def _wanted(ids: Sequence[int], *, everything: bool) -> list[int] | None:
 def _tell(done: str, count: int, wanted: list[int] | None) -> None:
     click.echo(f"{done} {count:,} activit{'y' if count == 1 else 'ies'}")
     if wanted is not None and count < len(wanted):
-        missing = len(wanted) - count
-        message = (
-            f"{missing} of these {'is' if missing == 1 else 'are'} not rejected: see `perqueue rejected list`"
-        )
-        raise Failure(message)
+        raise Failure(f"{len(wanted) - count} of these are not rejected: see `perqueue rejected list`")

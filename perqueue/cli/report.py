@@ -11,13 +11,13 @@ from datetime import UTC, date, datetime, time, timedelta
 import click
 
 from perqueue.cli import _print
-from perqueue.cli._options import json_option, need_token
+from perqueue.cli._options import examples, json_option, need_token
 
 _COLUMNS = ("activity_type_id", "billing_id", "unique")
 _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 
 
-class _Span(click.ParamType):
+class _Span(click.ParamType[timedelta]):
     """A length of time such as 7d."""
 
     name = "span"
@@ -31,7 +31,13 @@ class _Span(click.ParamType):
         return int(match[1]) * _UNITS[match[2]]
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "perqueue report",
+        "perqueue report --start 2018-12-01 --end 2018-12-31",
+        "perqueue report --last 7d --csv > usage.csv",
+    )
+)
 @click.option("--start", metavar="DATE", help="First moment: 2018-12-01 or 2018-12-01T00:00:00Z.")
 @click.option("--end", metavar="DATE", help="Last moment; a bare date includes that day. Needs --start.")
 @click.option("--last", type=_Span(), metavar="SPAN", help="The time up to now: 24h, 7d, 4w.")
@@ -45,12 +51,6 @@ def report(
     Without a period: the whole prior calendar month, as Per defines it. Dates without a time zone are
     in UTC. What is still in the outbox is not counted: `perqueue drain` first where that matters.
     Needs PER_REPORTING_TOKEN, and no outbox.
-
-    \b
-    Examples:
-      perqueue report
-      perqueue report --start 2018-12-01 --end 2018-12-31
-      perqueue report --last 7d --csv > usage.csv
     """
     if last is not None and (start is not None or end is not None):
         raise click.UsageError("--last is a period of its own: leave out --start and --end.")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from perqueue.cli import _print
-from perqueue.cli._failure import MISUSE, Failure
+from perqueue.cli._failure import Misuse
+from perqueue.cli._options import examples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,7 +23,14 @@ _LINES = 20
 _INTERVAL = 0.25
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "perqueue sandbox",
+        "perqueue sandbox --port 0 --latency 0.05",
+        "perqueue sandbox --fault status:code=503,times=20",
+        "perqueue sandbox --fault rate_limit:per_second=50 --fault hang:times=1",
+    )
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8423, show_default=True, help="Port; 0: any free one."
@@ -43,13 +51,6 @@ def sandbox(
     It prints the variables that make programs talk to it, and then what arrives. What it received is
     gone when it ends.
 
-    \b
-    Examples:
-      perqueue sandbox
-      perqueue sandbox --port 0 --latency 0.05
-      perqueue sandbox --fault status:code=503,times=20
-      perqueue sandbox --fault rate_limit:per_second=50 --fault hang:times=1
-
     A fault is a name from --list-faults, and after a colon its parameters. `times` says how many
     requests meet it (without it: all), `endpoint` which ones: activities.add (unless told otherwise),
     reports.get or both.
@@ -57,7 +58,7 @@ def sandbox(
     try:
         import perqueue.sandbox as local
     except ImportError as error:
-        raise Failure(str(error), MISUSE) from error
+        raise Misuse(str(error)) from error
     if list_faults:
         rows = [(each.name, each.parameters, each.summary) for each in local.describe_faults()]
         for name, parameters, summary in rows:
@@ -70,14 +71,14 @@ def sandbox(
             try:
                 running.set_fault(fault, **options)
             except (TypeError, ValueError) as error:
-                raise Failure(f"--fault: {error}", MISUSE) from error
+                raise Misuse(f"--fault: {error}") from error
         _introduce(running)
 
     with _shown(quiet=quiet) as seen:
         try:
             ended = local.run(host=host, port=port, latency=latency, on_ready=ready, on_request=seen)
         except OSError as error:
-            raise Failure(f"cannot listen on {host} port {port}: {error}; try --port 0", MISUSE) from error
+            raise Misuse(f"cannot listen on {host} port {port}: {error}; try --port 0") from error
     click.echo(f"\n{ended.requests:,} requests, {ended.accepted:,} activities accepted")
 
 
@@ -94,7 +95,7 @@ def _fault(text: str) -> tuple[Fault, dict[str, Any]]:
             parameters[key] = json.loads(value)
         except ValueError:
             parameters[key] = value
-    options = {key: parameters.pop(key) for key in ("times", "endpoint") if key in parameters}
+    options: dict[str, Any] = {key: parameters.pop(key) for key in ("times", "endpoint") if key in parameters}
     try:
         return make_fault(name, parameters), options
     except ValueError as error:
@@ -145,8 +146,8 @@ def _print_requests(requests: Sequence[RequestSeen]) -> None:
             outcome = "refused" if request.path == "/activities.add" else "answered"
         fault = f"({request.fault})" if request.fault else ""
         what = [request.path.removeprefix("/"), *(query[name] for name in query)]
-        line = f"{request.at.astimezone():%H:%M:%S}  {' '.join(filter(None, (outcome, fault))):<20}  {'  '.join(what)}"
-        click.echo(_print.printable(line))
+        happened = " ".join(filter(None, (outcome, fault)))
+        click.echo(_print.printable(f"{request.at.astimezone():%H:%M:%S}  {happened:<20}  {'  '.join(what)}"))
     rest = requests[_LINES:]
     if rest:
         accepted = sum(request.accepted for request in rest)

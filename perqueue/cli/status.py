@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from perqueue.cli import _print
-from perqueue.cli._options import json_option, open_as_operator, outbox_option
+from perqueue.cli._options import examples, json_option, open_as_operator, outbox_option
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,18 +17,15 @@ if TYPE_CHECKING:
     from perqueue._outbox import Position
 
 
-@click.command()
+@click.command(
+    epilog=examples("perqueue status --outbox activities.db", "perqueue status --json | jq .pending")
+)
 @outbox_option
 @json_option
 def status(outbox: str, *, as_json: bool) -> None:
     """Show what an outbox holds, whether it is being delivered, and if not, why.
 
     Needs no token, asks nobody but the file, and costs the same however much is in it.
-
-    \b
-    Examples:
-      perqueue status --outbox activities.db
-      perqueue status --json | jq .pending
     """
     from perqueue._settings import outbox_path
 

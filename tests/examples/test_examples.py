@@ -16,14 +16,8 @@ PATIENCE = 30
 
 
 @pytest.fixture
-def per():
-    with Sandbox() as sandbox:
-        yield sandbox
-
-
-@pytest.fixture
 def environment(per, tmp_path):
-    """Nothing of Per's from outside, everything from the sandbox."""
+    """What a reader has exported before an example is run."""
     mine = {
         name: value for name, value in os.environ.items() if "PER_" not in name and "PERQUEUE" not in name
     }
@@ -217,6 +211,27 @@ def test_a_worker_delivers_while_it_runs(per, start):
     output, errors = worker.communicate(timeout=PATIENCE)
     assert worker.returncode == 0, errors
     assert output.endswith("Per has it all\n")
+
+
+def test_a_worker_takes_over_from_one_that_died(per, start):
+    """Two workers share an outbox; when the one that delivers is killed, the other delivers for both."""
+    per.go_down()
+    first = start("offline_worker.py")
+    assert first.stdout.readline() == "started with 0 waiting\n"
+    first.stdin.write("GROUP_A USER_1\n")
+    first.stdin.flush()
+    assert first.stdout.readline().startswith("recorded ")
+    second = start("offline_worker.py")
+    assert second.stdout.readline() == "started with 1 waiting\n"
+    second.stdin.write("GROUP_A USER_2\n")
+    second.stdin.flush()
+    assert second.stdout.readline().startswith("recorded ")
+    first.kill()
+    first.wait(PATIENCE)
+    per.come_back()
+    output, errors = second.communicate(timeout=PATIENCE)
+    assert (second.returncode, output) == (0, "Per has it all\n"), errors
+    assert users(per) == {("GROUP_A", "USER_1"), ("GROUP_A", "USER_2")}
 
 
 def test_a_usage_report_counts_each_user_once(run, tmp_path):

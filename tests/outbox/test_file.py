@@ -1,7 +1,9 @@
 """The outbox as a file: who may read it, what is refused, what people find in it."""
 
 import os
+import random
 import shutil
+import signal
 import sqlite3
 import stat
 import time
@@ -13,6 +15,7 @@ import sqlite_utils
 from perqueue import ConfigurationError, OutboxError, PerQueue
 from perqueue._activity import Event, Settlement
 from perqueue._outbox import OperatorOutbox, SQLiteOutbox
+from perqueue._outbox.schema import migrations
 from perqueue.exceptions import OutboxMismatch
 from perqueue.sandbox import Sandbox
 from tests.helpers import Child, environment
@@ -196,6 +199,31 @@ def test_six_processes_create_one_outbox_at_once(tmp_path):
             child.__exit__(None, None, None)
 
 
+def test_creation_that_was_cut_short_is_completed(path):
+    """A kill -9 while the outbox is created, at any moment, leaves nothing that the next start refuses."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        migrations.ensure_migrations_table(sqlite_utils.Database(connection))
+    with closing(make(path)) as outbox:
+        assert outbox.append("GROUP", "USER", "TYPE", 1) == 1
+
+
+def test_kill_while_creating(tmp_path):
+    """Whenever a process dies while it creates the outbox, the next one can use it."""
+    for attempt in range(20):
+        path = tmp_path / f"outbox-{attempt}.db"
+        pid = os.fork()
+        if not pid:
+            make(path)
+            os._exit(0)
+        time.sleep(random.uniform(0, 0.03))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        with closing(make(path)) as outbox:
+            outbox.append("GROUP", "USER", "TYPE", 1)
+            assert outbox.position().pending == 1
+
+
 def test_anybody_can_read_the_file(path):
     """sqlite-utils opens the outbox; the view shows readable times, states and reasons for each activity."""
     moment = 1_700_000_000_123
@@ -207,7 +235,7 @@ def test_anybody_can_read_the_file(path):
 
         def settle(activity, event, **more):
             settlement = Settlement(activity=activity, event=event, answered_at=moment + 1000, duration_ms=20, **more)
-            outbox.settle([settlement], drained_through=None, refusals=(0, None))
+            outbox.settle([settlement], drained_through=0, refusals=(0, None))
 
         settle(accepted, Event.DEFER, reason="HTTP 503")
         settle(accepted, Event.ACCEPT, transaction_id="TRANSACTION")

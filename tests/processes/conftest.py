@@ -1,22 +1,11 @@
-"""A local Per, an outbox's path, and the environment that leads a child process to both."""
+"""The environment that leads a child process to the test's outbox and local Per."""
 
 import pytest
 
-from perqueue.sandbox import Sandbox
 from tests.helpers import environment
 
 
 @pytest.fixture
-def per():
-    with Sandbox() as sandbox:
-        yield sandbox
-
-
-@pytest.fixture
-def outbox(tmp_path):
-    return tmp_path / "outbox.db"
-
-
-@pytest.fixture
 def env(outbox, per):
+    """What a child needs for its ``PerQueue()``."""
     return environment(outbox, per)

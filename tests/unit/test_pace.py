@@ -340,7 +340,7 @@ def test_waking_an_open_gate_changes_nothing(pace, clock):
     assert (pace.gate, pace.allowance()) == (None, 32)
 
 
-@pytest.mark.parametrize(("first", "then"), itertools.product(list(Gate), repeat=2))
+@pytest.mark.parametrize(("first", "then"), list(itertools.product(Gate, repeat=2)))
 def test_an_answer_ends_every_pause(pace, clock, first, then):
     """Anything that Per answers to a probe lets requests flow again, whatever paused them."""
     pace.resume(first, "one reason", 3.0)

@@ -6,10 +6,11 @@ import sys
 
 import click
 
-from perqueue.cli._failure import MISUSE, NOT_DONE, Failure
+from perqueue.cli._failure import NOT_DONE, Misuse
+from perqueue.cli._options import examples
 
 
-@click.command()
+@click.command(epilog=examples("perqueue demo", "perqueue demo --activities 20000"))
 @click.option(
     "--activities",
     type=click.IntRange(100, 1_000_000),
@@ -24,26 +25,17 @@ def demo(activities: int, *, plain: bool, lose: bool) -> None:
 
     Three processes record into one outbox while Per answers 503, is gone, and comes back. Then the
     process that delivers is killed in the middle of it, and started again. At the end each activity
-    whose record() returned is looked up at Per. About 20 seconds; leaves nothing behind.
-
-    \b
-    Exit codes:
-      0  each of them has arrived
-      1  at least one has not
-
-    \b
-    Examples:
-      perqueue demo
-      perqueue demo --activities 20000
+    whose record() returned is looked up at Per. About 20 seconds; leaves nothing behind. Exit code 0
+    if all of them have arrived, 1 if a single one has not.
     """
     try:
-        from perqueue.cli.demo._show import Show
+        from perqueue.cli.demo._show import perform
         from perqueue.cli.demo._view import live_view, plain_view
     except ImportError as error:
         missing = f"the demo needs {error.name}: install useper-perqueue[sandbox]"
-        raise Failure(missing, MISUSE) from error
+        raise Misuse(missing) from error
 
     encoding = (sys.stdout.encoding or "").lower().replace("-", "")
     view = plain_view() if plain or not sys.stdout.isatty() or encoding != "utf8" else live_view()
-    if not Show(activities, view, lose=lose).run():
+    if not perform(activities, view, lose=lose):
         sys.exit(NOT_DONE)

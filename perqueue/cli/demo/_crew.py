@@ -44,10 +44,11 @@ class Recorder:
         """Nanoseconds of each of these calls."""
         self.killed = False
         self._ready = threading.Event()
+        self._done = threading.Event()
         # A file, because a full pipe would stop the process, and the terminal is the picture's.
         self._complaints = folder / f"recorder-{len(list(folder.glob('recorder-*')))}.txt"
         with self._complaints.open("wb") as complaints:
-            self._process = subprocess.Popen(  # noqa: S603 - this very program
+            self._process = subprocess.Popen(
                 [sys.executable, "-m", "perqueue.cli.demo._recorder"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -69,9 +70,14 @@ class Recorder:
         """Whether it runs."""
         return self._process.poll() is None
 
+    @property
+    def done(self) -> bool:
+        """Whether it will record no more."""
+        return self._done.is_set()
+
     def _tell(self, line: str) -> None:
         assert self._process.stdin is not None  # noqa: S101 - for the type checker
-        with suppress(BrokenPipeError):  # it has failed: wait() says why
+        with suppress(BrokenPipeError):  # it has failed: end() says why
             self._process.stdin.write(line.encode() + b"\n")
             self._process.stdin.flush()
 
@@ -80,11 +86,14 @@ class Recorder:
         for line in self._process.stdout:
             if line == b"ready\n":
                 self._ready.set()
+            elif line == b"done\n":
+                self._done.set()
             elif line.endswith(b"\n"):
                 number, took = line.split()
                 self.acknowledged.append(self.activities[int(number)])
                 self.latencies.append(int(took))
         self._ready.set()
+        self._done.set()
 
     def go(self) -> None:
         """Let it record, once it has opened the outbox."""
@@ -95,20 +104,29 @@ class Recorder:
         """Kill it as the kernel does, and return what it had not acknowledged."""
         self.killed = True
         self._process.kill()
-        self.wait()
-        return [user for user in self.activities if user not in set(self.acknowledged)]
+        self._wait()
+        done = set(self.acknowledged)
+        return [user for user in self.activities if user not in done]
 
-    def wait(self) -> str | None:
-        """Wait for its end and for its last acknowledgement; return what went wrong, if it did."""
-        status = self._process.wait()
-        self._reader.join()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
-        if status == 0 or self.killed:
+    def end(self) -> str | None:
+        """Let it close its outbox and end; return what went wrong, if something did."""
+        if self.killed:
+            return None
+        self._tell("end")
+        status = self._wait()
+        if status == 0:
             return None
         last = self._complaints.read_text(errors="replace").strip().rpartition("\n")[2]
         return f"a recording process ended with exit code {status}: {last}"
+
+    def _wait(self) -> int:
+        status = self._process.wait()
+        self._reader.join()  # the last acknowledgement was in the pipe
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with suppress(BrokenPipeError):
+                    pipe.close()
+        return status
 
 
 def environment(per: Sandbox) -> dict[str, str]:

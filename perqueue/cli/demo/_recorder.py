@@ -1,8 +1,9 @@
 """One recording process of the demo: records at a steady pace, and acknowledges what is recorded.
 
-Its standard input is one line of JSON, and then a line that says go. Its standard output is "ready", and
-then a line for each activity whose ``record()`` has returned: its number in the list, and how long the
-call took. Each line is one write to the pipe, so that it is there even if the process is killed next.
+Its standard input is one line of JSON, then a line that says go, and a last one that says end. Its
+standard output is "ready", a line for each activity whose ``record()`` has returned (its number in the
+list, and how long the call took), and "done". Each line is one write to the pipe, so that it is there
+even if the process is killed next.
 """
 
 import json
@@ -14,10 +15,11 @@ import time
 from perqueue import PerQueue, RetryPolicy
 
 _STDOUT = 1
+_BURST = 10
 
 
 def main() -> None:
-    """Record what standard input says."""
+    """Record what standard input says, and deliver until it says end."""
     orders = json.loads(sys.stdin.readline())
     activities: list[list[str]] = orders["activities"]
     lanes, lost = orders["threads"], orders["lose"]
@@ -30,7 +32,7 @@ def main() -> None:
     def run(lane: int) -> None:
         for number in range(lane, len(activities), lanes):
             wait = began + number * interval - time.monotonic()
-            if wait > 0:
+            if wait > 0 and number // lanes % _BURST == 0:
                 time.sleep(wait)
             billing_id, user_id = activities[number]
             before = time.perf_counter_ns()
@@ -44,6 +46,8 @@ def main() -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    os.write(_STDOUT, b"done\n")
+    sys.stdin.readline()
     queue.close()
 
 

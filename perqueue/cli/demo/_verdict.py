@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from perqueue.cli.demo._crew import User
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from perqueue._report import Report
+    from perqueue.cli.demo._crew import User
 
 
 @dataclass
@@ -128,8 +127,8 @@ def _duplicates(repeats: int) -> str:
     if not repeats:
         return "none: nothing was accepted more than once"
     return (
-        f"{repeats:,} accepted once more: what Per's answer to was lost is sent again. Reports count"
-        " unique users, so no bill changes"
+        f"{repeats:,} accepted once more: what the killed process had sent or stored, and not yet settled or"
+        " acknowledged, is repeated. Reports count unique users, so no bill changes"
     )
 
 

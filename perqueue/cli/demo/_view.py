@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
@@ -154,7 +155,7 @@ def _fitted(history: list[tuple[int, PerIs]], width: int) -> list[tuple[int, Per
     if len(history) <= width:
         return history
     edges = [len(history) * column // width for column in range(width + 1)]
-    return [max(history[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    return [max(history[a:b]) for a, b in pairwise(edges)]
 
 
 def _bars(frame: Frame, width: int) -> list[Text]:
@@ -175,7 +176,7 @@ def _bar(name: str, value: int, total: int, width: int, colour: str) -> Text:
 
 def _facts(frame: Frame) -> Table:
     table = Table.grid(padding=(0, 2))
-    table.add_column(width=9)
+    table.add_column(min_width=9)
     table.add_column(no_wrap=True, overflow="ellipsis")
     table.add_row("drain", Text(state_of(frame), _COLOURS[frame.per]))
     table.add_row("processes", Text("   ".join(f"{pid} {what}" for pid, what in frame.processes)))
