@@ -14,7 +14,7 @@ READY := .venv/.ready
 # A chosen few tests say nothing about the coverage of the whole.
 COVERAGE := $(if $(strip $(ARGS)),--no-cov,--cov --cov-report=term)
 
-.PHONY: help demo test lint format types contract wheel check clean
+.PHONY: help demo test bench lint format types contract wheel check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -26,6 +26,9 @@ test: $(READY) ## all tests, with coverage; or some: make test ARGS="-k flush -x
 	@rm -f .coverage .coverage.*
 	@$(BIN)/python -m pytest --durations=10 $(COVERAGE) $(ARGS)
 
+bench: $(READY) ## what record() costs, beside a bare INSERT in the same run
+	@$(BIN)/python benchmarks/record.py
+
 lint: $(READY) ## style: ruff's rules and its formatting
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -35,7 +38,7 @@ format: $(READY) ## let ruff repair what it can
 	@$(BIN)/ruff format .
 
 types: $(READY) ## mypy, strict
-	@$(BIN)/mypy perqueue $(wildcard tests/typing examples)
+	@$(BIN)/mypy perqueue $(wildcard tests/typing examples benchmarks)
 
 contract: $(READY) ## the layering rule: nothing imports upwards
 	@$(BIN)/lint-imports

@@ -95,6 +95,7 @@ class Drain:
         self._settle_at: float | None = None
         self._streak: list[int] = []
         self._streak_reason: str | None = None
+        self._excused: tuple[str | None, int] = (None, 0)
         self._stored_hold: Hold | None = None
         self._announced: tuple[Gate, float] | None = None
 
@@ -185,10 +186,11 @@ class Drain:
             self._look_around()
             self._feed.fill(idle=not self.in_flight)
             self.trouble = None
-        except OutboxError as error:
+        except Exception as error:  # whatever it is, outcomes are held, and nothing is sent
             if self.trouble is None:
-                log.error("delivery waits until the outbox works again: %s", error)
-            self.trouble = str(error)
+                ours = isinstance(error, OutboxError)
+                log.error("delivery waits until the outbox works again: %s", error, exc_info=not ours)
+            self.trouble = str(error) or type(error).__name__
             return
         self._open_lanes()
 
@@ -239,7 +241,7 @@ class Drain:
             self._settle()
             self._store_hold()
             self._outbox.set_drainer(None)
-        except OutboxError as error:
+        except Exception as error:  # noqa: BLE001 - it ends here in any case
             log.error(
                 "%d outcomes could not be stored, and those activities will be sent again: %s",
                 len(self._outcomes),
@@ -310,6 +312,9 @@ class Drain:
         was_closed = self._pace.gate is not None
         match outcome.verdict:
             case Verdict.ACCEPTED:
+                if self._pace.gate is Gate.REFUSED:
+                    # Not everything is refused: what is older and refused for that reason has earned it.
+                    self._excused = (self._pace.reason, activity.id)
                 self._got_through(sent_at)
                 self._streak, self._streak_reason = [], None
                 self._put(activity, Event.ACCEPT, sent_at, transaction_id=outcome.transaction_id)
@@ -345,7 +350,8 @@ class Drain:
             self._pace.refused(sent_at, Gate.REFUSED, reason)
             return
         self._got_through(sent_at)
-        if not (activity.attempts and activity.reason == reason):
+        earned = reason == self._excused[0] and activity.id <= self._excused[1]
+        if not earned and not (activity.attempts and activity.reason == reason):
             # One that was taken back, and is refused again although others got through, does not count.
             self._streak = [*self._streak, activity.id] if reason == self._streak_reason else [activity.id]
             self._streak_reason = reason

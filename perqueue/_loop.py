@@ -6,6 +6,7 @@ import asyncio
 import queue
 import socket
 import threading
+from contextlib import suppress
 from typing import Any
 
 
@@ -64,14 +65,17 @@ class DeliveryLoop(asyncio.SelectorEventLoop):
     def start_resolver(self) -> None:
         """Start the look-up thread now, while threads can still be started."""
         if self._resolver is None:
-            self._resolver = DaemonResolver()
+            with suppress(RuntimeError):  # the interpreter is shutting down
+                self._resolver = DaemonResolver()
 
     async def getaddrinfo(
         self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0  # noqa: A002
     ) -> Any:
         """Look up a host name on the daemon thread."""
         self.start_resolver()
-        assert self._resolver is not None  # noqa: S101 - for the type checker
+        if self._resolver is None:
+            message = "no host name can be looked up while the interpreter is shutting down"
+            raise OSError(message)
         return await self._resolver.ask(self, host, port, family, type, proto, flags)
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from urllib.parse import quote, urlencode
 
 from perqueue._activity import Activity, Outcome, Verdict
@@ -21,7 +21,7 @@ from perqueue.exceptions import AuthenticationError, ConfigurationError, PerAPIE
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterable, AsyncIterator, Mapping
 
     import httpx
 
@@ -120,7 +120,9 @@ class Wire:
                     message = "compressed, though that was not asked for"
                     raise _NotPer(message)
                 body = bytearray()
-                async for chunk in response.aiter_raw():
+                # Not response.aiter_raw(): a MockTransport's response has read itself already.
+                stream = cast("AsyncIterable[bytes]", response.stream)
+                async for chunk in stream:
                     body += chunk
                     if len(body) > largest:
                         message = f"more than {largest} bytes"

@@ -239,9 +239,6 @@ class Worker:
             await self._follow(self._pace.wait() if paused else ELECTION_INTERVAL)
             return
         try:
-            if self._nudged:
-                self._nudged = False
-                self._pace.wake()
             drain = Drain(
                 self._outbox,
                 deliverer.deliver,
@@ -253,6 +250,8 @@ class Worker:
                 clock=self._clock,
             )
             self._drain = drain
+            if self._nudged:  # before there was a drain to ask; it probes after it took over a stored hold
+                drain.probe(self._handled)
             if self._stopping:
                 drain.stop(self._grace)
             await drain.run()

@@ -15,8 +15,9 @@ from sybil.document import Document
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 import perqueue
-from perqueue import DrainState, PerQueue, RetryPolicy, Stats
+from perqueue import ActivityRejected, DrainState, PerQueue, RetryPolicy, Stats
 from perqueue.cli import main
+from perqueue.sandbox import Sandbox
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -33,16 +34,16 @@ def python_blocks():
 
 
 def commands():
-    """Returns each command of the README's console blocks, without its comment."""
+    """Returns each command of the README once, without its comment."""
     blocks = re.findall(r"^```console\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
-    lines = [line for block in blocks for line in block.splitlines()]
+    lines = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
     # Beside the blocks: `perqueue …` in running text, and the command that a comment offers instead.
     aside = re.findall(r"`(perqueue [a-z][^`]*)`|: (perqueue .*)$", TEXT, re.MULTILINE)
-    return [*lines, *(one or other for one, other in aside)]
+    return list(dict.fromkeys([*lines, *(one or other for one, other in aside)]))
 
 
 def words(command):
-    split = shlex.split(command, comments=True)
+    split = shlex.split(command)
     return split[: split.index("<")] if "<" in split else split
 
 
@@ -148,6 +149,33 @@ def test_the_outbox_can_be_read_as_the_readme_says(per):
     assert len(shown) == 2
     assert all("accepted" in table for table in shown)
     assert per.activities[0].transaction_id in shown[0]
+
+
+def test_a_wrong_activity_type_is_repaired_as_the_readme_says(tmp_path, options):
+    """Corrected in the program, the right type is delivered at once, and the rest can be requeued with it."""
+    outbox, right = tmp_path / "activities.db", options.pop("activity_type_id")
+    with Sandbox(activity_types=[right]) as per:
+        options["base_url"] = per.url
+        queue = PerQueue(outbox, activity_type_id="WRONG", **options)
+        for number in range(60):
+            queue.record("GROUP_A", f"USER_{number}")
+        with pytest.raises(ActivityRejected, match="every activity"):
+            queue.flush()
+        assert (queue.stats().pending, queue.stats().state) == (60, "paused")
+        queue.close()
+
+        with PerQueue(outbox, activity_type_id=right, **options) as queue:
+            for number in range(60, 65):
+                queue.record("GROUP_A", f"USER_{number}")
+            with pytest.raises(ActivityRejected, match="60 of the activities"):
+                queue.flush()
+            assert (per.unique("GROUP_A"), queue.stats().pending, queue.stats().rejected) == (5, 0, 60)
+
+            [line] = [line for line in commands() if "requeue --all" in line]
+            arguments = [right if word == "ACTIVITY_TYPE_ID" else word for word in words(line)[1:]]
+            main([*arguments, "--outbox", str(outbox)], standalone_mode=False)
+            queue.flush()
+            assert (per.unique("GROUP_A"), queue.stats().rejected) == (65, 0)
 
 
 def test_the_table_of_options_is_complete():

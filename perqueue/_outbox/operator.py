@@ -57,7 +57,8 @@ class OperatorOutbox(SQLiteOutbox):
                     for activity_id in some
                 )
                 connection.execute(
-                    "UPDATE perqueue_drain SET rejected = rejected - ?1, discarded = discarded + ?1", (moved,)
+                    "UPDATE perqueue_drain SET rejected = rejected - ?, discarded = discarded + ?",
+                    (moved, moved),
                 )
                 count += moved
         return count

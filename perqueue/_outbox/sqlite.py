@@ -41,15 +41,14 @@ _CLAIM_DUE = (
 _SETTLE = (
     "INSERT INTO perqueue_settlement"
     " (activity_id, state, settled_at, duration_ms, attempts, transaction_id, reason, rejection)"
-    " VALUES (?1, ?2, ?3, ?4, 1 + (SELECT count(*) FROM perqueue_attempt WHERE activity_id = ?1), ?5, ?6, ?7)"
-    " ON CONFLICT DO NOTHING"
+    " SELECT ?, ?, ?, ?, 1 + (SELECT count(*) FROM perqueue_attempt WHERE activity_id = ?), ?, ?, ?"
+    " WHERE true ON CONFLICT DO NOTHING"
 )
 _LOG_ATTEMPT = (
     "INSERT INTO perqueue_attempt (activity_id, attempted_at, duration_ms, reason) VALUES (?, ?, ?, ?)"
 )
 _DEFER = (
-    "INSERT INTO perqueue_retry (activity_id, attempts, not_before, reason) VALUES (?1, ?2, ?3, ?4)"
-    " ON CONFLICT (activity_id) DO UPDATE SET attempts = ?2, not_before = ?3, reason = ?4"
+    "INSERT OR REPLACE INTO perqueue_retry (activity_id, attempts, not_before, reason) VALUES (?, ?, ?, ?)"
 )
 _FOREVER = 2**62
 _RECENT_SKIPPED = 2000
@@ -164,7 +163,7 @@ class SQLiteOutbox(Session):
                 for activity_id, recorded_at in damaged:
                     reason = "the stored row does not match its checksum"
                     state = TRANSITIONS[State.PENDING, Event.DAMAGE]
-                    values = (activity_id, state, recorded_at, 0, None, reason, None)
+                    values = (activity_id, state, recorded_at, 0, activity_id, None, reason, None)
                     connection.execute(_SETTLE, values)
                     connection.execute("DELETE FROM perqueue_retry WHERE activity_id = ?", (activity_id,))
                 connection.execute("UPDATE perqueue_drain SET damaged = damaged + ?", (len(damaged),))
@@ -218,7 +217,7 @@ class SQLiteOutbox(Session):
                     continue
                 rejection = rejections + 1 if state is State.REJECTED else None
                 times = (s.answered_at, s.duration_ms)
-                values = (activity_id, state, *times, s.transaction_id, s.reason, rejection)
+                values = (activity_id, state, *times, activity_id, s.transaction_id, s.reason, rejection)
                 if connection.execute(_SETTLE, values).rowcount:
                     counts[state] += 1
                     rejections = rejection or rejections

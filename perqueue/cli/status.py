@@ -65,29 +65,10 @@ def is_drained(path: Path) -> bool | None:
 
 def snapshot(position: Position, *, drained: bool | None) -> dict[str, Any]:
     """Return the fields of :class:`perqueue.Stats` as another process can know them, and who drains."""
-    from perqueue._clock import datetime_from_ms
-    from perqueue._stats import DrainState, Stats, held
+    from perqueue._clock import SYSTEM_CLOCK
+    from perqueue._status import describe
 
-    hold, pending = position.hold, position.pending
-    reason = resumes_at = None
-    if hold is not None and pending:
-        state, reason = held(hold.kind, hold.reason)
-        resumes_at = datetime_from_ms(hold.until)
-    elif drained is False:
-        state = DrainState.OFF
-    else:
-        state = DrainState.DELIVERING if pending else DrainState.IDLE
-    oldest = position.oldest_pending
-    stats = Stats(
-        pending=pending,
-        oldest_pending_age=None if oldest is None else max(0.0, time.time() - oldest[1] / 1000),
-        delivered=position.accepted,
-        rejected=position.rejected,
-        damaged=position.damaged,
-        state=state,
-        reason=reason,
-        resumes_at=resumes_at,
-    )
+    stats = describe(position, None, drains=drained is not False, now=SYSTEM_CLOCK.time_ms())
     return asdict(stats) | {"drained": drained, "drainer_pid": position.drainer_pid if drained else None}
 
 

@@ -19,8 +19,9 @@ from perqueue.cli._options import examples
     help="How many to record.",
 )
 @click.option("--plain", is_flag=True, help="Print lines instead of a live picture, as without a terminal.")
+@click.option("--pace", type=click.FloatRange(0.1), default=1.0, hidden=True, help="Slower beyond 1.")
 @click.option("--lose", is_flag=True, hidden=True, help="Acknowledge one activity without recording it.")
-def demo(activities: int, *, plain: bool, lose: bool) -> None:
+def demo(activities: int, pace: float, *, plain: bool, lose: bool) -> None:
     """Watch an outage, a kill -9 and a recovery against a local Per, and check every activity.
 
     Three processes record into one outbox while Per answers 503, is gone, and comes back. Then the
@@ -37,5 +38,5 @@ def demo(activities: int, *, plain: bool, lose: bool) -> None:
 
     encoding = (sys.stdout.encoding or "").lower().replace("-", "")
     view = plain_view() if plain or not sys.stdout.isatty() or encoding != "utf8" else live_view()
-    if not perform(activities, view, lose=lose):
+    if not perform(activities, view, lose=lose, pace=pace):
         sys.exit(NOT_DONE)

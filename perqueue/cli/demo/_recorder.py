@@ -1,4 +1,4 @@
-"""One recording process of the demo: records at a steady pace, and acknowledges what is recorded.
+"""One recording process of the demo: records in small bursts, and acknowledges what is recorded.
 
 Its standard input is one line of JSON, then a line that says go, and a last one that says end. Its
 standard output is "ready", a line for each activity whose ``record()`` has returned (its number in the

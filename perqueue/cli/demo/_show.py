@@ -18,7 +18,7 @@ from perqueue._settings import RetryPolicy
 from perqueue.cli._flush import watched_flush
 from perqueue.cli.demo._crew import User
 from perqueue.cli.demo._frame import Frame, PerIs, Scene
-from perqueue.cli.demo._stage import PROCESSES, RETRY_CAP, Stage
+from perqueue.cli.demo._stage import PROCESSES, Stage
 from perqueue.cli.demo._verdict import Evidence, present
 from perqueue.exceptions import PerQueueError
 from perqueue.sandbox import Sandbox, Status
@@ -36,7 +36,7 @@ _LATENCY = 0.02
 _BILLING_IDS = ("GROUP_A", "GROUP_B", "GROUP_C", "GROUP_D")
 
 
-def perform(total: int, view: View, *, lose: bool) -> bool:
+def perform(total: int, view: View, *, lose: bool, pace: float) -> bool:
     """Play it all, print the result, and return whether every acknowledged activity has arrived."""
     show = Show(total)
     with ExitStack() as stack:
@@ -46,10 +46,10 @@ def perform(total: int, view: View, *, lose: bool) -> bool:
         per = stack.enter_context(Sandbox(latency=_LATENCY))
         path = folder / "activities.db"
         outbox = stack.enter_context(closing(OperatorOutbox(path, per.url)))
-        stage = Stage(path, per, outbox, view, show.frame)
+        stage = Stage(path, per, outbox, view=view, frame=show.frame, lose=lose, pace=pace)
         stack.callback(stage.clear)
         stack.enter_context(view)
-        show.play(stage, lose=lose)
+        show.play(stage)
         evidence = show.evidence(stage)
     present(evidence)
     return evidence.holds()
@@ -73,11 +73,11 @@ class Show:
         self._problems: list[str] = []
         self._report: Report | None = None
 
-    def play(self, stage: Stage, *, lose: bool) -> None:
+    def play(self, stage: Stage) -> None:
         """Play all acts."""
         started = datetime.now(UTC)
         for number in range(PROCESSES):
-            stage.hire(self._planned[number::PROCESSES], _RECORDING, lose=lose and number == 0)
+            stage.hire(self._planned[number::PROCESSES], _RECORDING)
         stage.begin()
         with stage.scene(self._up):
             stage.play(2.5)
@@ -106,7 +106,7 @@ class Show:
         frame.per = PerIs.UP
         self._outage = (stage.elapsed - before, stage.recorded - recorded, failed)
         with stage.scene(self._back):
-            enough = per.accepted + 400
+            enough = per.accepted + self.frame.total // 15
             stage.play(8.0, until=lambda: per.accepted >= enough)
 
     def _act_kill(self, stage: Stage) -> None:
@@ -119,7 +119,7 @@ class Show:
             took = stage.elapsed - killed_at
             self._kill.remark = f"process {victim.pid} is gone; another delivers after {took:.1f} s"
         with stage.scene(self._again):
-            again = stage.hire(rest, max(2.0, _RECORDING - stage.elapsed))
+            again = stage.hire(rest, 2.5)
             self._again.remark = f"process {again.pid} records the {len(rest):,} not acknowledged"
             again.go()
             stage.play(None, until=lambda: all(recorder.done for recorder in stage.recorders))
@@ -138,7 +138,7 @@ class Show:
             reporting_token=per.reporting_token,
             activity_type_id=per.activity_type_id,
             drain=True,
-            retry=RetryPolicy(cap=RETRY_CAP),
+            retry=RetryPolicy(cap=stage.retry_cap),
         )
         with closing(queue):
             try:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from perqueue.sandbox import Sandbox
 
 PROCESSES = 3
-RETRY_CAP = 2.0
+_RETRY_CAP = 2.0
 """Longest backoff in seconds. It is 60 by default, which is longer than the whole show."""
 _SAMPLE = 0.25
 _LOOK = 0.08
@@ -31,23 +31,36 @@ _LOOK = 0.08
 class Stage:
     """Shows what happens while time passes."""
 
-    def __init__(self, path: Path, per: Sandbox, outbox: OperatorOutbox, view: View, frame: Frame) -> None:
+    def __init__(
+        self,
+        path: Path,
+        per: Sandbox,
+        outbox: OperatorOutbox,
+        *,
+        view: View,
+        frame: Frame,
+        lose: bool,
+        pace: float,
+    ) -> None:
         self.path = path
         self.per = per
         self.frame = frame
         self.recorders: list[Recorder] = []
+        self.retry_cap = _RETRY_CAP * pace
         self._outbox = outbox
+        self._lose = lose
+        self._pace = pace
         self._view = view
         self._began = time.monotonic()
         self._next_sample = 0.0
 
-    def hire(self, share: list[User], seconds: float, *, lose: bool = False) -> Recorder:
+    def hire(self, share: list[User], seconds: float) -> Recorder:
         """Start a process that will record these over so many seconds."""
         orders = {
             "outbox": str(self.path),
-            "seconds": seconds,
-            "retry_cap": RETRY_CAP,
-            "lose": len(share) // 2 if lose else None,
+            "seconds": seconds * self._pace,
+            "retry_cap": self.retry_cap,
+            "lose": len(share) // 2 if self._lose and not self.recorders else None,
         }
         recorder = Recorder(share, folder=self.path.parent, environ=environment(self.per), orders=orders)
         self.recorders.append(recorder)
@@ -64,10 +77,6 @@ class Stage:
         for recorder in self.recorders:
             if recorder.alive:
                 recorder.kill()
-
-    @property
-    def _replaced(self) -> bool:
-        return len([recorder for recorder in self.recorders if recorder.alive]) >= PROCESSES
 
     @property
     def elapsed(self) -> float:
@@ -117,7 +126,7 @@ class Stage:
 
     def play(self, seconds: float | None, until: Callable[[], bool] = lambda: False) -> None:
         """Let time pass, and show it."""
-        end = None if seconds is None else time.monotonic() + seconds
+        end = None if seconds is None else time.monotonic() + seconds * self._pace
         while (end is None or time.monotonic() < end) and not until():
             self.look()
             time.sleep(_LOOK)
@@ -130,9 +139,8 @@ class Stage:
         frame.recorded = self.recorded
         frame.stats = snapshot(position, drained=drainer is not None)
         # The killed one is shown until another stands in its place, so that the line stays short.
-        shown = (
-            [recorder for recorder in self.recorders if recorder.alive] if self._replaced else self.recorders
-        )
+        alive = [recorder for recorder in self.recorders if recorder.alive]
+        shown = alive if len(alive) >= PROCESSES else self.recorders
         frame.processes = [(recorder.pid, _role(recorder, drainer)) for recorder in shown]
         while frame.elapsed >= self._next_sample:
             frame.history.append((position.pending, frame.per))

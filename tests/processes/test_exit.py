@@ -1,0 +1,282 @@
+"""The end of a program that never calls `close()`: deliver what can be delivered, in time and in silence."""
+
+import gc
+import os
+import threading
+import time
+
+import pytest
+
+from perqueue import PerQueue
+from perqueue.sandbox import BadToken, Hang, Html, Status
+from tests.helpers import Child, until, users
+
+EXIT_TIMEOUT = 1.0
+MARGIN = 1.5
+
+ENDINGS = {
+    "end of the script": "",
+    "sys.exit": "sys.exit(0)",
+    "in a function": "def main():\n    sys.exit()\nmain()",
+}
+
+PROGRAM = """
+queue = PerQueue(exit_timeout=1.0)
+for n in range(5):
+    queue.record("GROUP", f"USER_{n}")
+say(f"ending {time.monotonic()}")
+"""
+
+ALL = [f"USER_{n}" for n in range(5)]
+
+
+def ended(child, timeout=15.0):
+    """Return how long the program took to end, and what it said on stderr."""
+    began = float(child.expect("ending"))
+    child.wait(timeout)
+    return time.monotonic() - began, child.errors()
+
+
+def assert_all_kept(outbox, options, per):
+    """What was not delivered is delivered by the next start (invariant 3)."""
+    per.clear_faults()
+    with PerQueue(outbox, **options) as queue:
+        queue.flush(10)
+        assert queue.stats().pending == 0
+    assert set(users(per)) >= set(ALL)
+
+
+@pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_exit_delivers(per, env, ending, host):
+    """A program that just ends has delivered, whatever the way to its end, also to a host name."""
+    env["PER_BASE_URL"] = per.url.replace("127.0.0.1", host)
+    with Child(PROGRAM + ending, env=env) as child:
+        took, errors = ended(child)
+        assert (child.process.returncode, errors) == (0, "")
+    assert sorted(users(per)) == ALL
+    assert took < EXIT_TIMEOUT + MARGIN
+
+
+@pytest.mark.parametrize("trouble", ["hanging", "down", "bad token", "error 503", "error page", "refusing"])
+def test_exit_is_not_held_up(per, env, outbox, options, trouble):
+    """When Per cannot take it, the program ends within exit_timeout, silently, and everything is kept."""
+    faults = {"hanging": Hang(), "error 503": Status(503), "error page": Html(), "bad token": BadToken()}
+    if trouble in faults:
+        per.set_fault(faults[trouble])
+    elif trouble == "down":
+        per.go_down()
+    else:
+        per.set_tokens({"another-token": ["activity"]})
+    with Child(PROGRAM, env=env) as child:
+        took, errors = ended(child)
+        assert (child.process.returncode, errors) == (0, "")
+    assert took < EXIT_TIMEOUT + MARGIN
+    if trouble == "down":
+        per.come_back()
+    if trouble == "refusing":
+        per.set_tokens({per.activity_token: ["activity"]})
+    per.release()
+    assert_all_kept(outbox, options, per)
+
+
+def test_exit_with_an_unknown_host_is_not_held_up(env):
+    """A name that nobody resolves delays the end no longer than exit_timeout."""
+    env["PER_BASE_URL"] = "https://per.invalid"
+    with Child(PROGRAM, env=env) as child:
+        took, errors = ended(child)
+        assert (child.process.returncode, errors) == (0, "")
+    assert took < EXIT_TIMEOUT + MARGIN
+
+
+def test_exit_timeout_0_does_not_wait(per, env, outbox, options):
+    """With exit_timeout=0 a program ends at once, and what it recorded is kept."""
+    per.set_fault(Hang())
+    with Child(PROGRAM.replace("1.0", "0"), env=env) as child:
+        took, errors = ended(child)
+        assert (child.process.returncode, errors) == (0, "")
+    assert took < MARGIN
+    per.release()
+    assert_all_kept(outbox, options, per)
+
+
+def test_exception_in_main_still_delivers(per, env):
+    """A program that ends with a traceback shows its own and nothing else, and has delivered."""
+    with Child(PROGRAM + "\nraise ValueError('its own mistake')", env=env) as child:
+        took, errors = ended(child)
+        assert child.process.returncode == 1
+    assert errors.splitlines()[-1] == "ValueError: its own mistake"
+    assert errors.count("Traceback") == 1
+    assert "perqueue" not in errors
+    assert sorted(users(per)) == ALL
+    assert took < EXIT_TIMEOUT + MARGIN
+
+
+@pytest.mark.parametrize("ending", ["sys.exit(0)", "return", "raise SystemExit", "asyncio.get_running_loop().stop()"])
+def test_exit_inside_asyncio_run(per, env, ending):
+    """The end of a program inside asyncio.run() delivers, and no loop complains."""
+    program = f"""
+    import asyncio
+    async def main():
+        queue = PerQueue(exit_timeout=1.0)
+        for n in range(5):
+            queue.record("GROUP", f"USER_{{n}}")
+        kept.append(queue)
+        say(f"ending {{time.monotonic()}}")
+        {ending}
+    kept = []
+    try:
+        asyncio.run(main())
+    except RuntimeError:
+        pass  # "Event loop stopped before Future completed."
+    """
+    with Child(program, env=env) as child:
+        took, errors = ended(child)
+        assert (child.process.returncode, errors) == (0, "")
+    assert sorted(users(per)) == ALL
+    assert took < EXIT_TIMEOUT + MARGIN
+
+
+def test_daemon_threads_may_record_to_the_end(per, env, make_queue):
+    """Daemon threads that go on recording while the interpreter ends do no harm: no hang, no noise, no loss."""
+    program = """
+    queue = PerQueue(exit_timeout=0.5)
+    def work(thread):
+        n = 0
+        while True:
+            user = f"{thread}-{n}"
+            try:
+                queue.record("GROUP", user)
+            except QueueClosed:
+                return
+            os.write(1, f"{user}\\n".encode())
+            n += 1
+            time.sleep(0.001)
+    for thread in range(4):
+        threading.Thread(target=work, args=(thread,), daemon=True).start()
+    time.sleep(0.2)
+    """
+    for _ in range(3):
+        with Child(program, env=env) as child:
+            recorded = child.succeed(10)
+        queue = make_queue(activity_type_id="TYPE")
+        queue.flush(20)
+        queue.close()
+        assert set(recorded) <= set(users(per))
+        assert len(recorded) > 20
+
+
+def test_recording_at_exit(per, env, outbox):
+    """A program's own exit handler may still record; what nobody delivers any more is kept."""
+    program = """
+    import atexit
+    queue = PerQueue(exit_timeout=1.0)
+    def last():
+        try:
+            queue.record("GROUP", "LAST")
+        except QueueClosed:
+            say("closed")
+        else:
+            say("recorded")
+    atexit.register(last)
+    queue.record("GROUP", "FIRST")
+    """
+    with Child(program, env=env) as child:
+        said = child.succeed()
+    assert said == ["recorded"]
+    assert users(per) == ["FIRST", "LAST"]
+
+
+def test_first_record_at_exit(per, env, make_queue):
+    """A queue that is used for the first time while the interpreter ends loses nothing and says nothing."""
+    program = """
+    import atexit
+    queue = PerQueue(exit_timeout=1.0)
+    atexit.register(lambda: queue.record("GROUP", "LATE"))
+    """
+    with Child(program, env=env) as child:
+        child.succeed()
+    make_queue().flush(10)
+    assert users(per) == ["LATE"]
+
+
+def test_many_queues_share_the_exit_timeout(per, env, tmp_path):
+    """Several queues of one program have exit_timeout together, not one after the other."""
+    per.set_fault(Hang())
+    program = """
+    queues = [PerQueue(f"{sys.argv[1]}/{n}.db", exit_timeout=1.0) for n in range(5)]
+    for queue in queues:
+        queue.record("GROUP", "USER")
+    say(f"ending {time.monotonic()}")
+    """
+    with Child(program, tmp_path, env=env) as child:
+        took, errors = ended(child)
+        assert (child.process.returncode, errors) == (0, "")
+    assert took < EXIT_TIMEOUT + MARGIN
+
+
+def test_sigterm_without_a_handler_loses_nothing(per, env, make_queue):
+    """SIGTERM ends a program without any exit handler; what it recorded is delivered by the next start."""
+    per.go_down()
+    with Child(PROGRAM + "\ntime.sleep(60)", env=env) as child:
+        child.expect("ending")
+        child.process.terminate()
+        assert child.wait() == -15
+    per.come_back()
+    make_queue().flush(10)
+    assert sorted(users(per)) == ALL
+
+
+def test_standby_exits_at_once(per, env):
+    """A process that only stands by does not wait for the drainer's deliveries at its end."""
+    per.set_fault(Hang())
+    drainer = 'queue = PerQueue(exit_timeout=0)\nqueue.record("GROUP", "USER")\nsay("ready")\nhear()'
+    with Child(drainer, env=env) as first:
+        first.expect("ready")
+        per.wait_for_requests(1)
+        program = """
+        queue = PerQueue(exit_timeout=5.0)
+        queue.record("GROUP", "ANOTHER")
+        while queue.stats().state != "standby":
+            time.sleep(0.01)
+        say(f"ending {time.monotonic()}")
+        """
+        with Child(program, env=env) as second:
+            took, errors = ended(second)
+            assert (second.process.returncode, errors) == (0, "")
+        assert took < MARGIN
+
+
+def _threads():
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("perqueue")]
+
+
+@pytest.mark.parametrize("drain", [True, False])
+def test_dropped_queue_stops_its_threads(per, options, outbox, drain):
+    """A queue that is dropped without close() stops its threads and closes its files."""
+    queue = PerQueue(outbox, **{**options, "drain": drain})
+    receipt = queue.record("GROUP", "USER")
+    if drain:
+        per.wait_for(1)
+    assert _threads()
+    del queue
+    gc.collect()
+    until(lambda: not _threads(), "its threads end")
+    descriptors = [os.readlink(f"/proc/self/fd/{each}") for each in os.listdir("/proc/self/fd") if _exists(each)]
+    assert not [name for name in descriptors if str(outbox) in name]
+    assert receipt.id == 1
+
+
+def _exists(descriptor):
+    return os.path.lexists(f"/proc/self/fd/{descriptor}")
+
+
+def test_queue_dropped_in_a_cycle_stops_its_threads(per, options, outbox):
+    """Also a queue that is part of a reference cycle is collected, and leaves nothing running."""
+    queue = PerQueue(outbox, **options)
+    queue.record("GROUP", "USER")
+    queue.myself = queue
+    per.wait_for(1)
+    del queue
+    gc.collect()
+    until(lambda: not _threads(), "its threads end")

@@ -1,0 +1,203 @@
+"""What happens when what comes back is not an answer of Per's, over real sockets."""
+
+import time
+import tracemalloc
+
+import httpx
+import pytest
+
+from perqueue import FlushTimeout, PerAPIError, PerClient
+from perqueue.sandbox import (
+    CloseAfterAnswer,
+    Disconnect,
+    Drip,
+    HalfBody,
+    Hang,
+    Html,
+    HugeBody,
+    Latency,
+    OkWithoutResult,
+    RateLimited,
+    Redirect,
+    Refuse,
+    ResetAfterAccepting,
+    ResetBeforeAccepting,
+    ResultId,
+    Status,
+    TruncatedJson,
+)
+
+NO_ANSWERS = [
+    Html(404),
+    Html(200),
+    Html(502),
+    TruncatedJson(),
+    TruncatedJson(accept=False),
+    Redirect(),
+    Redirect(status=308),
+    OkWithoutResult(),
+    Status(500),
+    Status(500, '{"ok": false, "message": "no such group"}', "application/json"),
+    Status(502),
+    Status(504),
+    Status(204, ""),
+    Status(413, "<html>too large</html>", "text/html"),
+    Status(408),
+    RateLimited(),
+    Refuse("rate_limited"),
+    ResetBeforeAccepting(),
+    ResetAfterAccepting(),
+    Disconnect(),
+    HalfBody(),
+    HalfBody(accept=False),
+    HugeBody(10_000_000),
+]
+
+
+@pytest.mark.parametrize("fault", NO_ANSWERS, ids=str)
+def test_what_is_no_answer_leaves_the_activity_pending(per, make_queue, fault):
+    """Flush raises in time, the activity is kept, and arrives once the server is well (invariants 2, 3, 4)."""
+    per.set_fault(fault)
+    queue = make_queue()
+    receipt = queue.record("GROUP_A", "USER_1")
+    began = time.monotonic()
+    with pytest.raises(FlushTimeout) as caught:
+        queue.flush(timeout=0.3)
+    assert 0.3 <= time.monotonic() - began < 0.8
+    assert caught.value.pending == 1
+    assert isinstance(caught.value, TimeoutError)
+    assert (queue.stats().pending, queue.stats().rejected, queue.stats().delivered) == (1, 0, 0)
+    assert per.requests >= 1
+    per.clear_faults()
+    assert receipt.wait(5) == per.activities[-1].transaction_id
+    assert (queue.stats().pending, queue.stats().delivered) == (0, 1)
+    assert per.unique("GROUP_A") == 1
+
+
+def test_flush_keeps_its_time_to_the_half_second(per, make_queue):
+    """`flush(timeout=2)` raises within 2.5 seconds, and says how many are pending and why (invariant 4)."""
+    per.set_fault(Html(404))
+    queue = make_queue()
+    for number in range(3):
+        queue.record("GROUP_A", f"USER_{number}")
+    began = time.monotonic()
+    with pytest.raises(FlushTimeout, match=r"3 activities are not accepted after 2 s.*HTTP 404") as caught:
+        queue.flush(timeout=2)
+    assert 2 <= time.monotonic() - began < 2.5
+    assert caught.value.pending == 3
+    assert "HTTP 404" in caught.value.reason
+
+
+def test_a_server_that_hangs_holds_up_nobody_beyond_the_deadline(per, make_queue):
+    """A request that is never answered ends at `request_timeout`, and the activity is sent again (invariant 11)."""
+    per.set_fault(Hang())
+    queue = make_queue(request_timeout=1)
+    receipt = queue.record("GROUP_A", "USER_1")
+    began = time.monotonic()
+    with pytest.raises(FlushTimeout):
+        queue.flush(timeout=0.5)
+    assert time.monotonic() - began < 1
+    with pytest.raises(FlushTimeout, match="no answer within 1 s"):
+        queue.flush(timeout=1)
+    assert time.monotonic() - began < 2
+    per.clear_faults()
+    per.release()
+    assert receipt.wait(5) == per.activities[-1].transaction_id
+
+
+def test_an_answer_that_drips_meets_a_true_deadline(per, make_queue):
+    """An answer that comes byte by byte ends at `request_timeout`, however lively it is (invariant 11)."""
+    per.set_fault(Drip(0.05))
+    queue = make_queue(request_timeout=0.5, exit_timeout=0.1)
+    queue.record("GROUP_A", "USER_1")
+    began = time.monotonic()
+    with pytest.raises(FlushTimeout, match=r"no answer within 0\.5 s"):
+        queue.flush(timeout=1)
+    assert time.monotonic() - began < 1.5
+    with PerClient(base_url=per.url, activity_token=per.activity_token, request_timeout=0.5) as client:
+        began = time.monotonic()
+        with pytest.raises(PerAPIError, match=r"no answer within 0\.5 s"):
+            client.add_activity("GROUP_A", "USER_1", "TYPE")
+        assert 0.5 <= time.monotonic() - began < 1
+
+
+def test_an_endless_answer_fills_no_memory(per, options):
+    """Of a body of 100 MB only what can be an answer is read (invariant 12)."""
+    per.set_fault(HugeBody(100_000_000))
+    with PerClient(**options) as client:
+        tracemalloc.start()
+        try:
+            with pytest.raises(PerAPIError, match="more than 65536 bytes"):
+                client.add_activity("GROUP_A", "USER_1")
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 8_000_000
+
+
+@pytest.mark.parametrize("fault", [ResultId(), CloseAfterAnswer(), Latency(0.05)], ids=str)
+def test_an_answer_in_an_odd_form_is_an_answer(per, make_queue, fault):
+    """`result.id`, a connection that closes after the answer, a slow answer: all are accepted."""
+    per.set_fault(fault)
+    queue = make_queue()
+    receipts = [queue.record("GROUP_A", f"USER_{number}") for number in range(20)]
+    queue.flush(5)
+    ids = {activity.transaction_id for activity in per.activities}
+    assert {receipt.wait(0) for receipt in receipts} == ids
+    assert per.accepted == 20
+
+
+def test_a_compressed_answer_is_not_pers(make_queue):
+    """An encoding that was not asked for is not an answer, and is not unpacked (invariants 2, 12)."""
+
+    def answer(request):
+        assert request.headers["Accept-Encoding"] == "identity"
+        return httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=httpx.ByteStream(b"\x1f\x8b"))
+
+    queue = make_queue(transport=httpx.MockTransport(answer))
+    queue.record("GROUP_A", "USER_1")
+    with pytest.raises(FlushTimeout, match="compressed, though that was not asked for"):
+        queue.flush(timeout=0.3)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        httpx.ConnectError("refused"),
+        httpx.ReadTimeout("slow"),
+        httpx.RemoteProtocolError("garbage"),
+        httpx.LocalProtocolError("our own mistake"),
+        httpx.InvalidURL("odd"),
+        UnicodeEncodeError("ascii", "é", 0, 1, "no"),
+        OSError(24, "too many open files"),
+        MemoryError(),
+        RuntimeError("whatever"),
+        ValueError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_every_failure_of_the_network_leaves_the_activity_pending(make_queue, error):
+    """Whatever a transport raises is no answer, and kills no worker (invariants 2, 8)."""
+    well = False
+
+    def answer(_request):
+        if not well:
+            raise error
+        return httpx.Response(200, json={"ok": True, "result": {"transactionId": "t1"}})
+
+    queue = make_queue(transport=httpx.MockTransport(answer))
+    receipt = queue.record("GROUP_A", "USER_1")
+    with pytest.raises(FlushTimeout):
+        queue.flush(timeout=0.2)
+    assert queue.stats().pending == 1
+    well = True
+    assert receipt.wait(5) == "t1"
+
+
+def test_the_names_of_hosts_that_do_not_exist_are_no_answer(make_queue, outbox):
+    """A name that cannot be resolved is a failure like any other: the activity is kept (invariant 3)."""
+    queue = make_queue(base_url="https://per.invalid")
+    queue.record("GROUP_A", "USER_1")
+    with pytest.raises(FlushTimeout):
+        queue.flush(timeout=0.5)
+    assert queue.stats().pending == 1
