@@ -14,6 +14,7 @@ from perqueue.cli._failure import Failure
 from perqueue.cli._flush import Stopped, watched_flush
 from perqueue.cli._options import examples, existing, need_token, outbox_option
 from perqueue.cli._signals import StopRequest, stop_requests
+from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -111,17 +112,24 @@ def _watch(queue: PerQueue, stop: StopRequest) -> None:
     _say(f"watching {queue._settings.outbox} for {queue._settings.origin}")  # noqa: SLF001
     said = None
     while not stop.wait(_LOOK):
-        stats = queue.stats()
         worker = queue._worker  # noqa: SLF001
         thread = worker.thread if worker else None
         if thread is None or not thread.is_alive():
             raise Failure("the delivering thread has ended: start this again, and please report it")
-        # Idle and delivering alternate all the time; only trouble and its end are news.
-        news = stats.reason and f"{str(stats.state).replace('_', ' ')}: {stats.reason}"
+        news = _news(queue)
         if news != said:
-            _say(f"{news or 'delivering'}, {stats.pending:,} pending")
+            _say(news or "delivering")
             said = news
     _say("stopping: requests in flight are waited for")
+
+
+def _news(queue: PerQueue) -> str | None:
+    """Return what is wrong. Idle and delivering alternate all the time: only trouble and its end are news."""
+    try:
+        stats = queue.stats()
+    except OutboxError as error:
+        return str(error)  # the drain tries again, and so does this
+    return f"{str(stats.state).replace('_', ' ')}: {stats.reason}" if stats.reason else None
 
 
 def _say(text: str) -> None:

@@ -151,7 +151,7 @@ def test_daemon_threads_may_record_to_the_end(per, env, make_queue):
                 return
             os.write(1, f"{user}\\n".encode())
             n += 1
-            time.sleep(0.001)
+            time.sleep(0.005)
     for thread in range(4):
         threading.Thread(target=work, args=(thread,), daemon=True).start()
     time.sleep(0.2)

@@ -1,0 +1,105 @@
+import json
+import os
+from dataclasses import fields
+
+import pytest
+
+from perqueue import Stats
+from perqueue.cli._print import age, printable
+from perqueue.sandbox import BadToken, Refuse, Status
+
+EXTRAS = {"discarded", "drained", "drainer_pid", "origin", "outbox"}
+
+
+@pytest.fixture
+def status(perqueue):
+    return lambda: json.loads(perqueue("status", "--json").output)
+
+
+def test_json_has_the_names_of_stats(status, make_queue, outbox, per):
+    """`status --json` has the fields of `stats()` by their names, and a few that describe the file."""
+    queue = make_queue(drain=False)
+    queue.record("GROUP_A", "USER_1")
+    shown = status()
+    assert set(shown) == {field.name for field in fields(Stats)} | EXTRAS
+    assert (shown["pending"], shown["delivered"], shown["rejected"]) == (1, 0, 0)
+    assert 0 <= shown["oldest_pending_age"] < 60
+    assert (shown["state"], shown["drained"], shown["drainer_pid"]) == ("off", False, None)
+    assert (shown["origin"], shown["outbox"]) == (per.url, str(outbox))
+
+
+def test_it_shows_who_delivers(status, perqueue, make_queue, until):
+    """`status` shows the process that delivers, and that it has nothing to do."""
+    queue = make_queue()
+    queue.record("GROUP_A", "USER_1").wait()
+    until(lambda: queue.stats().pending == 0)
+    shown = status()
+    assert (shown["state"], shown["drained"], shown["drainer_pid"]) == ("idle", True, os.getpid())
+    assert f"process {os.getpid()}" in perqueue("status").output
+    queue.close()
+    assert status()["state"] == "off"
+
+
+def test_looking_takes_the_lock_from_nobody(status, make_queue):
+    """`status` leaves the drain lock free: a queue that starts next is elected at once."""
+    make_queue().record("GROUP_A", "USER_1").wait()
+    for _ in range(5):
+        status()
+    other = make_queue()
+    other.record("GROUP_A", "USER_2").wait()
+
+
+def test_why_nothing_arrives(status, perqueue, make_queue, per, until):
+    """`status` shows why a process backs off, and until when, though it is another process."""
+    per.set_fault(Status(503))
+    make_queue().record("GROUP_A", "USER_1")
+    until(lambda: status()["state"] == "backing_off")
+    shown = status()
+    assert "503" in shown["reason"]
+    assert shown["resumes_at"].startswith("20")
+    lines = dict(line.split(maxsplit=1) for line in perqueue("status").output.splitlines())
+    assert lines["state"].startswith("backing off: HTTP 503")
+    assert lines["pending"].startswith("1, the oldest for ")
+
+
+def test_a_pause_outlives_its_process(status, make_queue, per, perqueue):
+    """`status` shows that the token was refused after the process that found out has gone."""
+    per.set_fault(BadToken())
+    make_queue(drain=False).record("GROUP_A", "USER_1")
+    assert perqueue("drain").exit_code == 1
+    shown = status()
+    assert (shown["state"], shown["drained"]) == ("paused", False)
+    assert "bad token" in shown["reason"]
+
+
+def test_what_is_rejected_is_pointed_at(perqueue, make_queue, per, until):
+    """`status` says where to look when something was rejected."""
+    per.set_fault(Refuse("no"), times=1)
+    queue = make_queue()
+    queue.record("GROUP_A", "USER_1")
+    until(lambda: queue.stats().rejected == 1)
+    assert "perqueue rejected list" in perqueue("status").output
+
+
+def test_an_outbox_of_another_origin_is_shown_all_the_same(perqueue, make_queue):
+    """`status` needs no token and no right base URL: it only looks."""
+    make_queue(drain=False)
+    result = perqueue("status", PER_BASE_URL="https://api.useper.com", PER_ACTIVITY_TOKEN="")
+    assert result.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.4, "0 s"), (59, "59 s"), (60, "1 min"), (3599, "59 min"), (3600, "1 h"),
+        (7800, "2 h 10 min"), (86400, "1 d"), (100_000_000, "1,157 d 9 h"),
+    ],
+)  # fmt: skip
+def test_ages_are_for_humans(seconds, words):
+    """An age has at most two units."""
+    assert age(seconds) == words
+
+
+def test_nothing_printed_commands_the_terminal():
+    """What comes from outside is printed without control characters; letters of any script stay."""
+    assert printable("Zoë 漢字\x1b[2J\n\u202e") == "Zoë 漢字\\x1b[2J\\n\\u202e"
