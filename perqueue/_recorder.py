@@ -13,10 +13,11 @@ from perqueue._activity import Activity, checked_id
 from perqueue._client import Reporter
 from perqueue._clock import SYSTEM_CLOCK
 from perqueue._flush import DEFAULT, Default, Flush, Rejections
+from perqueue._lock import drain_lock, is_drained
 from perqueue._observer import Observer, call_back
 from perqueue._outbox import SQLiteOutbox
 from perqueue._receipt import Receipt, Waiters
-from perqueue._settings import resolve_settings
+from perqueue._settings import is_address, resolve_settings
 from perqueue._stats import DrainState
 from perqueue._status import describe
 from perqueue.exceptions import (
@@ -305,7 +306,8 @@ class PerQueue:
             self._outbox,
             lambda: Wire(settings),
             self._observer,
-            lock_path=settings.outbox.with_name(f"{settings.outbox.name}-drain.lock"),
+            lock=lambda: drain_lock(settings.outbox),
+            looks_up_names=settings.transport is None and not is_address(settings.base_url),
             drain=settings.drain,
             policy=settings.retry,
             max_in_flight=settings.max_in_flight,
@@ -423,13 +425,19 @@ class PerQueue:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if not self._closed and (kind is None or issubclass(kind, Exception)):
+            if self._flushes_on_leaving(kind):
                 self.flush()
         except PerQueueError:
             if kind is None:
                 raise
         finally:
             self.close()
+
+    def _flushes_on_leaving(self, kind: type[BaseException] | None) -> bool:
+        if self._closed or not (kind is None or issubclass(kind, Exception)):
+            return False
+        # A queue that only records can make nothing happen: it waits if another process delivers just now.
+        return self._settings.drain or is_drained(self._settings.outbox) is not False
 
     async def __aenter__(self) -> Self:
         return self
@@ -438,7 +446,7 @@ class PerQueue:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if not self._closed and (kind is None or issubclass(kind, Exception)):
+            if self._flushes_on_leaving(kind):
                 await self.aflush()
         except PerQueueError:
             if kind is None:

@@ -218,6 +218,15 @@ def _base_url(url: object) -> str:
     return url.rstrip("/")
 
 
+def is_address(url: str) -> bool:
+    """Tell whether a URL's host needs no look-up."""
+    try:
+        ipaddress.ip_address(urlsplit(url).hostname or "")
+    except ValueError:
+        return False
+    return True
+
+
 def is_loopback(host: str) -> bool:
     """Tell whether a host names this machine and nothing else."""
     if host.lower() == "localhost":
@@ -250,7 +259,8 @@ def _seconds(name: str, value: object, *, zero: bool = False) -> float:
     ok = isinstance(value, int | float) and not isinstance(value, bool)
     # Written so that NaN fails too. Locks and event loops overflow beyond about 300 years.
     if not (ok and 0 <= value <= _MOST_SECONDS) or (value == 0 and not zero):  # type: ignore[operator]  # a number
-        message = f"{name} must be a {'non-negative' if zero else 'positive'} number of seconds, at most 10**9"
+        kind = "non-negative" if zero else "positive"
+        message = f"{name} must be a {kind} number of seconds, at most 10**9"
         raise ConfigurationError(message)
     return float(value)  # type: ignore[arg-type]
 

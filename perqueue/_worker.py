@@ -20,7 +20,6 @@ from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from filelock import BaseFileLock
 
@@ -81,7 +80,8 @@ class Worker:
         deliverer: Callable[[], Deliverer],
         observer: WorkerObserver,
         *,
-        lock_path: Path,
+        lock: Callable[[], BaseFileLock],
+        looks_up_names: bool,
         drain: bool,
         policy: RetryPolicy,
         max_in_flight: int,
@@ -91,7 +91,8 @@ class Worker:
         self._outbox = outbox
         self._deliverer = deliverer
         self._observer = observer
-        self._lock_path = lock_path
+        self._new_lock = lock
+        self._looks_up_names = looks_up_names
         self._drains = drain
         self._policy = policy
         self._max_in_flight = max_in_flight
@@ -207,7 +208,7 @@ class Worker:
 
     async def _main(self) -> None:
         self._event = asyncio.Event()
-        if self._loop is not None:
+        if self._loop is not None and self._looks_up_names:
             self._loop.start_resolver()
         deliverer = self._deliverer()
         lock = self._new_lock()
@@ -226,11 +227,6 @@ class Worker:
             await deliverer.aclose()
             with suppress(OSError):
                 lock.release(force=True)
-
-    def _new_lock(self) -> BaseFileLock:
-        from filelock import FileLock
-
-        return FileLock(self._lock_path, mode=0o600, thread_local=False, blocking=False)
 
     async def _term(self, deliverer: Deliverer, lock: BaseFileLock) -> None:
         """Drain if elected; otherwise follow what the elected process does for a while."""
@@ -264,7 +260,7 @@ class Worker:
         from filelock import Timeout
 
         try:
-            lock.acquire(blocking=False)
+            lock.acquire()
         except Timeout:
             self.standby = True
             return False

@@ -1,6 +1,7 @@
 """README.md is a promise too: its Python runs, its commands exist, and its tables are complete."""
 
 import inspect
+import logging
 import re
 import shlex
 import shutil
@@ -15,9 +16,9 @@ from sybil.document import Document
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 import perqueue
-from perqueue import ActivityRejected, DrainState, PerQueue, RetryPolicy, Stats
+from perqueue import ActivityRejected, DrainState, PerQueue, PerQueueError, RetryPolicy, Stats
 from perqueue.cli import main
-from perqueue.sandbox import Sandbox
+from perqueue.sandbox import BadToken, Redirect, Refuse, Sandbox, Status
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -176,6 +177,23 @@ def test_a_wrong_activity_type_is_repaired_as_the_readme_says(tmp_path, options)
             main([*arguments, "--outbox", str(outbox)], standalone_mode=False)
             queue.flush()
             assert (per.unique("GROUP_A"), queue.stats().rejected) == (65, 0)
+
+
+def test_no_log_shows_a_token_or_an_id(per, make_queue, outbox, caplog):
+    """Through an outage, a refusal and a bad token, logs up to INFO hold neither; the file holds no token."""
+    caplog.set_level(logging.INFO)
+    queue = make_queue(on_rejected=lambda _: None)
+    for fault in (Status(503), Redirect(), Refuse("unknown user SECRET_USER of SECRET_GROUP"), BadToken()):
+        per.set_fault(fault)
+        queue.record("SECRET_GROUP", "SECRET_USER")
+        with pytest.raises(PerQueueError) as told:
+            queue.flush(timeout=1)
+        assert per.activity_token not in f"{told.value} {told.value!r}"
+    stored = b"".join(path.read_bytes() for path in outbox.parent.glob(f"{outbox.name}*"))
+    assert b"SECRET_USER" in stored
+    assert per.activity_token.encode() not in stored
+    assert caplog.records
+    assert not re.search(f"SECRET_|{per.activity_token}", caplog.text)
 
 
 def test_the_table_of_options_is_complete():

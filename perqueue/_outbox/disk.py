@@ -46,7 +46,7 @@ class DiskKeeper:
         # SimpleQueue.put() is re-entrant by its documentation.
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._stop = threading.Event()
-        self._sync_lock = threading.Lock()
+        self._sync_lock = threading.RLock()  # a signal handler may record while its thread is in sync()
         # Held while the checkpointing connection is open: nobody may fork meanwhile.
         self._checkpoint_lock = threading.Lock()
 
@@ -79,7 +79,7 @@ class DiskKeeper:
             descriptor = self._wal_descriptor()
             if descriptor is not None:
                 os.fdatasync(descriptor)
-            self._synced = target
+            self._synced = max(self._synced, target)
 
     def _wal_descriptor(self) -> int | None:
         """Return a descriptor of the WAL as it is now; None when everything is in the main file."""

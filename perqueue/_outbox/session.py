@@ -34,6 +34,21 @@ IDENTITY_INTERVAL_MS = 100
 """How often, at most, ``record()`` looks whether the file is still the one that was opened."""
 
 
+def is_owned(lock: threading.RLock) -> bool:
+    """Tell whether this thread holds the lock: in a signal handler that interrupted its holder, say."""
+    return bool(lock._is_owned())  # type: ignore[attr-defined]  # noqa: SLF001 - threading.Condition's too
+
+
+def release_after_all(lock: threading.RLock) -> None:
+    """Release a lock on the way out of an exception, even one that a signal handler raised in acquire().
+
+    Between the lock's acquisition and the next line of Python an exception can come, so that whoever
+    acquires must do so within its ``try``, and does not know there whether it did.
+    """
+    with suppress(RuntimeError):  # it did not
+        lock.release()
+
+
 class Session:
     """An outbox file, opened when needed."""
 
@@ -54,12 +69,18 @@ class Session:
 
     @contextmanager
     def _held(self) -> Iterator[None]:
-        if not self._lock.acquire(timeout=BUSY_TIMEOUT * 2):
-            self._locked()
+        lock = self._lock
+        nested = is_owned(lock)
         try:
+            if not nested and not lock.acquire(timeout=BUSY_TIMEOUT * 2):
+                self._locked()
             yield
-        finally:
-            self._lock.release()
+        except BaseException:
+            if not nested:
+                release_after_all(lock)
+            raise
+        if not nested:
+            lock.release()
 
     def _locked(self) -> NoReturn:
         message = f"outbox {self._path}: another thread held its lock for over {BUSY_TIMEOUT:g} s"

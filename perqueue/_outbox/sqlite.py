@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from perqueue._activity import TRANSITIONS, Activity, Event, State, checksum
 from perqueue._outbox.connection import BUSY_TIMEOUT, is_busy, outbox_error, retry_busy, storage_errors
 from perqueue._outbox.protocol import Hold, Position, Settled
-from perqueue._outbox.session import IDENTITY_INTERVAL_MS, Session
+from perqueue._outbox.session import IDENTITY_INTERVAL_MS, Session, is_owned, release_after_all
 from perqueue.exceptions import OutboxFull
 
 if TYPE_CHECKING:
@@ -85,9 +85,10 @@ class SQLiteOutbox(Session):
             checksum(billing_id, user_id, activity_type_id, recorded_at),
         )
         lock = self._lock
-        if not lock.acquire(blocking=False) and not lock.acquire(timeout=BUSY_TIMEOUT):
-            self._locked()
+        nested = is_owned(lock)
         try:
+            if not nested and not lock.acquire(blocking=False) and not lock.acquire(timeout=BUSY_TIMEOUT):
+                self._locked()
             connection = self._connection
             if connection is None or self._pid != os.getpid():
                 connection = self._usable()
@@ -103,7 +104,11 @@ class SQLiteOutbox(Session):
                 activity_id = self._append_again(connection, values, error)
             self._last_id = activity_id
             self._disk.committed()
-        finally:
+        except BaseException:
+            if not nested:
+                release_after_all(lock)
+            raise
+        if not nested:
             lock.release()
         if self._power:
             with storage_errors(self._path):

@@ -87,9 +87,10 @@ def _record_lines(queue: PerQueue, lines: BinaryIO, *, as_csv: bool) -> None:
             receipt = queue.record(billing_id, user_id, activity_type_id=kind)
             done += 1
             click.echo(receipt.id)
-    except (UnicodeDecodeError, csv.Error, Failure) as error:
-        why = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-        raise Misuse(_at_line(rows.line_num, why, done)) from error
+    except UnicodeDecodeError as error:  # the next line, which the reader has not got
+        raise Misuse(_at_line(rows.line_num + 1, "it is not UTF-8", done)) from error
+    except (csv.Error, Failure) as error:
+        raise Misuse(_at_line(rows.line_num, str(error), done)) from error
     except PerQueueError as error:
         raise failure(error, _at_line(rows.line_num, str(error), done)) from error
 

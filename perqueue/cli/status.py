@@ -12,8 +12,6 @@ from perqueue.cli import _print
 from perqueue.cli._options import examples, json_option, open_as_operator, outbox_option
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from perqueue._outbox import Position
 
 
@@ -27,6 +25,7 @@ def status(outbox: str, *, as_json: bool) -> None:
 
     Needs no token, asks nobody but the file, and costs the same however much is in it.
     """
+    from perqueue._lock import is_drained
     from perqueue._settings import outbox_path
 
     opened = open_as_operator(outbox)
@@ -43,24 +42,6 @@ def status(outbox: str, *, as_json: bool) -> None:
         _print.as_json(shown)
     else:
         _show(shown)
-
-
-def is_drained(path: Path) -> bool | None:
-    """Tell whether some process holds the drain lock; None if this user may not know."""
-    from filelock import FileLock, Timeout
-
-    lock_path = path.with_name(f"{path.name}-drain.lock")
-    if not lock_path.exists():
-        return False
-    lock = FileLock(lock_path, mode=0o600)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        return True
-    except OSError:
-        return None
-    lock.release()
-    return False
 
 
 def snapshot(position: Position, *, drained: bool | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ def recorded(make_queue):
 
 def test_one_activity(perqueue, recorded):
     """`record` stores one activity without any token, and prints its number."""
-    first = perqueue("record", "GROUP_A", "USER_1", PER_ACTIVITY_TOKEN="")
+    first = perqueue("record", "GROUP_A", "USER_1", PER_ACTIVITY_TOKEN=None)
     second = perqueue("record", "--activity-type", "OTHER", "--", "GROUP_A", "-USER")
     assert (first.output, second.output) == ("1\n", "2\n")
     assert recorded() == [(1, "GROUP_A", "USER_1", "TYPE"), (2, "GROUP_A", "-USER", "OTHER")]

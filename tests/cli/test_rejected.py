@@ -8,11 +8,12 @@ from perqueue.sandbox import Refuse
 @pytest.fixture
 def refused(perqueue, per):
     """Three activities that Per refused, numbers 1 to 3, and one that it accepted."""
-    per.set_fault(Refuse("unknown_type"), times=3)
+    per.set_fault(Refuse("unknown_type"), when=lambda activity: activity.user_id != "USER_4")
     for number in (1, 2, 3, 4):
         assert perqueue("record", "GROUP_A", f"USER_{number}").exit_code == 0
     assert perqueue("drain").exit_code == 1
     assert per.accepted == 1
+    per.clear_faults()
 
 
 @pytest.fixture

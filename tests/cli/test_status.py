@@ -84,7 +84,7 @@ def test_what_is_rejected_is_pointed_at(perqueue, make_queue, per, until):
 def test_an_outbox_of_another_origin_is_shown_all_the_same(perqueue, make_queue):
     """`status` needs no token and no right base URL: it only looks."""
     make_queue(drain=False)
-    result = perqueue("status", PER_BASE_URL="https://api.useper.com", PER_ACTIVITY_TOKEN="")
+    result = perqueue("status", PER_BASE_URL="https://api.useper.com", PER_ACTIVITY_TOKEN=None)
     assert result.exit_code == 0
 
 
