@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from perqueue._activity import TRANSITIONS, Event, Outcome, Settlement, State, Verdict
+from perqueue._activity import Event, Outcome, Verdict
 from perqueue._feed import Feed
-from perqueue._outbox import Hold, Settled
-from perqueue._pace import PROBE_INTERVAL, Gate, jittered
+from perqueue._pace import Gate, jittered
+from perqueue._settler import REFUSAL_STREAK, SETTLE_BATCH, Settler
 from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
@@ -26,33 +25,16 @@ if TYPE_CHECKING:
     from perqueue._outbox import Outbox, Position
     from perqueue._pace import Pace
     from perqueue._settings import RetryPolicy
+    from perqueue._settler import Observer
 
 log = logging.getLogger("perqueue")
 
 TICK = 0.085
 """Seconds after which a record() in another process is noticed at the latest."""
-SETTLE_DELAY = 0.01
-"""Seconds that outcomes gather for one transaction."""
-SETTLE_BATCH = 64
-REFUSAL_STREAK = 20
-"""Refusals in a row for one reason, with nothing accepted, that mean it is not the activities' fault."""
 _STUCK_RETRY = 0.5
 _PRUNE_BATCH = 50
 _PRUNE_INTERVAL = 60.0
 _MOST_KEPT = 10_000_000
-
-
-class Observer(Protocol):
-    """Who is told what the drain did. Called on the drain's thread; must be quick, and must not raise."""
-
-    def on_settled(self, outcomes: dict[int, Settled], rejected: list[Activity]) -> None:
-        """These activities are no longer pending."""
-
-    def on_hold(self, hold: Hold) -> None:
-        """A probe failed, or Per asked to wait; stored before this call."""
-
-    def on_tick(self) -> None:
-        """Called every two seconds or so."""
 
 
 class Drain:
@@ -91,14 +73,8 @@ class Drain:
         self._feed = Feed(outbox, pace, clock, policy.activity_cap, self._position.drained_through)
         self._answered_at = self._woken_at = float("-inf")
         self._lanes: set[asyncio.Task[None]] = set()
-        self._outcomes: list[Settlement] = []
-        self._settle_at: float | None = None
-        self._streak: list[int] = []
-        self._streak_reason: str | None = None
+        self._settler = Settler(outbox, self._feed, pace, observer, clock, wake=self._event.set)
         self._excused: tuple[str | None, int] = (None, 0)
-        self._stored_hold: Hold | None = None
-        self._announced: tuple[Gate, float] | None = None
-
         self._changes = self._probe_requests = -1
         self._next_prune = self._next_tick = float("-inf")
 
@@ -163,28 +139,15 @@ class Drain:
     def _begin(self, position: Position) -> None:
         self._outbox.set_drainer(os.getpid())
         self._probe_requests = position.probe_requests
-        self._stored_hold = hold = position.hold
-        if hold is not None and self._pace.gate is None and hold.kind in (Gate.RETRY_AFTER, Gate.REFUSED):
-            longest = PROBE_INTERVAL if hold.kind == Gate.REFUSED else self._policy.retry_after_cap
-            wait = min(max(0.0, (hold.until - self._clock.time_ms()) / 1000), longest)
-            self._pace.resume(Gate(hold.kind), hold.reason, wait)
-        if self._pace.gate is not None:
-            self._announced = (self._pace.gate, self._pace.closed_at)
-        self._streak_reason = position.refusal_reason
-        if position.refusal_streak:
-            since = position.rejections - position.refusal_streak
-            self._streak = [a.id for a in self._outbox.rejected_since(since, REFUSAL_STREAK)]
-            if len(self._streak) >= REFUSAL_STREAK:  # a crash came between settling and taking back
-                self._pace.refused(self._clock.monotonic(), Gate.REFUSED, self._streak_reason or "")
-                self._take_back_streak()
+        self._settler.begin(position, self._policy.retry_after_cap)
 
     def _turn(self) -> None:
         """Do everything that can be done without waiting."""
         try:
-            self._settle()
-            self._store_hold()
+            self._settler.settle()
+            self._settler.store_hold(answered=self._answered_at > float("-inf"))
             self._look_around()
-            self._feed.fill(idle=not self.in_flight)
+            self._feed.fill()
             self.trouble = None
         except Exception as error:  # whatever it is, outcomes are held, and nothing is sent
             if self.trouble is None:
@@ -200,15 +163,15 @@ class Drain:
         wait = TICK
         if self.trouble is not None:
             wait = _STUCK_RETRY
-        elif self._settle_at is not None:
-            wait = min(wait, self._settle_at - now)
+        elif self._settler.due_at is not None:
+            wait = min(wait, self._settler.due_at - now)
         if self._pace.gate is not None and len(self._feed) and not self.in_flight:
             wait = min(wait, max(self._pace.wait(), 0.001))
         self._asleep = self._feed.hungry()
         if self._asleep and self._feed.fresh and self.trouble is None:
             wait = 0  # a record() came after the last look
         if wait > 0:
-            idle = not (self.in_flight or self._outcomes or self.trouble or self._feed.waiting())
+            idle = not (self.in_flight or len(self._settler) or self.trouble or self._feed.waiting())
             self._alarm = self._loop.call_later(wait, self._peek if idle else self._event.set)
             await self._event.wait()
             self._alarm.cancel()
@@ -238,13 +201,13 @@ class Drain:
             if unfinished:
                 await asyncio.wait(unfinished, timeout=1.0)
         try:
-            self._settle()
-            self._store_hold()
+            self._settler.settle(now=True)
+            self._settler.store_hold(answered=self._answered_at > float("-inf"))
             self._outbox.set_drainer(None)
         except Exception as error:  # noqa: BLE001 - it ends here in any case
             log.error(
                 "%d outcomes could not be stored, and those activities will be sent again: %s",
-                len(self._outcomes),
+                len(self._settler),
                 error,
             )
 
@@ -316,8 +279,8 @@ class Drain:
                     # Not everything is refused: what is older and refused for that reason has earned it.
                     self._excused = (self._pace.reason, activity.id)
                 self._got_through(sent_at)
-                self._streak, self._streak_reason = [], None
-                self._put(activity, Event.ACCEPT, sent_at, transaction_id=outcome.transaction_id)
+                self._settler.end_streak()
+                self._settler.put(activity, Event.ACCEPT, sent_at, transaction_id=outcome.transaction_id)
             case Verdict.REJECTED:
                 self._refused(activity, reason, sent_at)
             case Verdict.BAD_TOKEN:
@@ -327,16 +290,16 @@ class Drain:
                 self._complain(
                     Gate.BAD_TOKEN,
                     logging.ERROR,
-                    f"Per refused the activity token ({reason}): everything is kept, delivery is paused",
+                    f"Per refused the activity token ({_public(activity, reason)}):"
+                    " everything is kept, delivery is paused",
                 )
             case Verdict.RATE_LIMITED | Verdict.NO_ANSWER:
                 self._unanswered(activity, outcome, reason, sent_at)
         if was_closed and self._pace.gate is None:
             self._recovered()
         idle = not self.in_flight and not len(self._feed)
-        if idle or len(self._outcomes) >= SETTLE_BATCH or self._pace.gate is not None:
-            self._settle_at = self._clock.monotonic()
-            self._event.set()
+        if idle or len(self._settler) >= SETTLE_BATCH or self._pace.gate is not None:
+            self._settler.hurry()
         elif self._feed.hungry():
             self._event.set()
 
@@ -353,10 +316,9 @@ class Drain:
         earned = reason == self._excused[0] and activity.id <= self._excused[1]
         if not earned and not (activity.attempts and activity.reason == reason):
             # One that was taken back, and is refused again although others got through, does not count.
-            self._streak = [*self._streak, activity.id] if reason == self._streak_reason else [activity.id]
-            self._streak_reason = reason
-        self._put(activity, Event.REJECT, sent_at, reason=reason)
-        if len(self._streak) >= REFUSAL_STREAK:
+            self._settler.extend_streak(activity, reason)
+        self._settler.put(activity, Event.REJECT, sent_at, reason=reason)
+        if self._settler.is_streak:
             self._pace.refused(self._clock.monotonic(), Gate.REFUSED, reason)
             self._complain(
                 Gate.REFUSED,
@@ -373,10 +335,10 @@ class Drain:
             if sent_at < self._woken_at:
                 wait = 0.0  # whoever waits is owed an attempt that began after the asking
             until = self._clock.time_ms() + int(wait * 1000)
-            self._put(activity, Event.DEFER, sent_at, reason=reason, not_before=until)
+            self._settler.put(activity, Event.DEFER, sent_at, reason=reason, not_before=until)
         else:
             self._feed.suspect(activity)
-            self._put(activity, Event.DEFER, sent_at, reason=reason)
+            self._settler.put(activity, Event.DEFER, sent_at, reason=reason)
         if outcome.verdict is Verdict.RATE_LIMITED:
             self._pace.throttled(sent_at, reason, outcome.retry_after)
         elif own and self._pace.gate is None:
@@ -402,102 +364,6 @@ class Drain:
             self._complaints.clear()
             log.info("Per answers again: delivery goes on")
         self._feed.acquit()
-
-    # -- settling
-
-    def _put(
-        self,
-        activity: Activity,
-        event: Event,
-        sent_at: float,
-        *,
-        transaction_id: str | None = None,
-        reason: str | None = None,
-        not_before: int | None = None,
-    ) -> None:
-        if not self._outcomes and self._settle_at is None:
-            self._settle_at = self._clock.monotonic() + SETTLE_DELAY
-            self._event.set()  # so that the rest in progress learns of it
-        self._outcomes.append(
-            Settlement(
-                activity=activity,
-                event=event,
-                answered_at=self._clock.time_ms(),
-                duration_ms=max(0, int((self._clock.monotonic() - sent_at) * 1000)),
-                transaction_id=transaction_id,
-                reason=reason,
-                not_before=not_before,
-            )
-        )
-
-    def _settle(self) -> None:
-        """Write the outcomes that have gathered; they are held until that succeeds."""
-        if self._settle_at is None or (self._clock.monotonic() < self._settle_at and not self._stopping):
-            return
-        while self._outcomes:
-            batch = self._outcomes[: 2 * SETTLE_BATCH]
-            leaving = {s.activity.id for s in batch if s.event is not Event.DEFER or s.not_before is not None}
-            self._outbox.settle(
-                batch,
-                drained_through=self._feed.watermark(leaving),
-                refusals=(len(self._streak), self._streak_reason),
-            )
-            del self._outcomes[: len(batch)]
-            self._feed.leave(leaving)
-            if any(s.not_before is not None for s in batch):
-                self._feed.look_again()
-            self._report(batch)
-        if len(self._streak) >= REFUSAL_STREAK:
-            self._take_back_streak()
-        self._settle_at = None
-
-    def _take_back_streak(self) -> None:
-        """After a streak of refusals, make them pending again: the reason is not theirs."""
-        ids, self._streak = self._streak, []
-        reason, self._streak_reason = self._streak_reason or "", None
-        hold = Hold(kind=Gate.REFUSED, reason=reason, until=self._until())
-        self._stored_hold = self._outbox.take_back(ids, hold)
-        self._announced = (Gate.REFUSED, self._pace.closed_at)
-        self._feed.look_again()
-        self._observer.on_hold(self._stored_hold)
-
-    def _report(self, batch: list[Settlement]) -> None:
-        outcomes, rejected = {}, []
-        taken_back = self._streak if len(self._streak) >= REFUSAL_STREAK else ()
-        for settlement in batch:
-            state = TRANSITIONS[State.PENDING, settlement.event]
-            if state is State.PENDING or settlement.activity.id in taken_back:
-                continue
-            outcomes[settlement.activity.id] = Settled(
-                state=state,
-                transaction_id=settlement.transaction_id,
-                reason=settlement.reason,
-                settled_at=settlement.answered_at,
-            )
-            if state is State.REJECTED:
-                rejected.append(replace(settlement.activity, reason=settlement.reason))
-        if outcomes:
-            self._observer.on_settled(outcomes, rejected)
-
-    def _until(self) -> int:
-        return self._clock.time_ms() + int(self._pace.wait() * 1000)
-
-    def _store_hold(self) -> None:
-        """Store why nothing is sent, or that it is over, whenever that has changed."""
-        gate = self._pace.gate
-        if gate is None:
-            # Not before something got through: a restart does not make a token good.
-            if self._stored_hold is not None and self._answered_at > float("-inf"):
-                self._outbox.set_hold(None)
-                self._stored_hold = self._announced = None
-            return
-        current = (gate, self._pace.closed_at)
-        if current == self._announced:
-            return
-        hold = Hold(kind=gate, reason=self._pace.reason or "", until=self._until())
-        self._stored_hold = self._outbox.set_hold(hold)
-        self._announced = current
-        self._observer.on_hold(self._stored_hold or hold)
 
 
 def _public(activity: Activity, reason: str) -> str:

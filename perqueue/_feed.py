@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from perqueue._pace import Gate
@@ -58,8 +59,8 @@ class Feed:
         self._recheck_due = True
         self._all_due = self._all_due or all_due
 
-    def fill(self, *, idle: bool) -> None:
-        """Claim enough for every request that may be in flight; ``idle`` says that none is."""
+    def fill(self) -> None:
+        """Claim enough for every request that may be in flight."""
         if self.hungry():
             want = 2 * self._low_water() - len(self._ready)
             came = self._claim_due(want)
@@ -73,7 +74,7 @@ class Feed:
             if came and self._pace.gate is Gate.BACKING_OFF and len(self._suspects) == 1:
                 # Everything that failed is one activity: ask with another before calling it an outage.
                 self._pace.wake()
-        if idle and self._pace.gate is Gate.REFUSED and not self._pace.wait():
+        if self._pace.gate is Gate.REFUSED and not self._pace.wait():
             self._take_newest()
 
     def next(self) -> Activity | None:
@@ -132,8 +133,11 @@ class Feed:
     def _take_newest(self) -> None:
         """Probe with what was recorded last: it is likeliest to have a corrected activity type."""
         newest = self._outbox.claim(self._outbox.position().last_id - 1, 1)
-        if self._take(newest):
-            self._ready.rotate(1)
+        self._take(newest)
+        for activity in newest:
+            with suppress(ValueError):  # it is under suspicion, or on its way
+                self._ready.remove(activity)
+                self._ready.appendleft(activity)
 
     def _take(self, claimed: list[Activity]) -> int:
         new = [activity for activity in claimed if activity.id not in self._outstanding]

@@ -62,7 +62,7 @@ class ClientSettings:
     activity_type_id: str | None = None
     base_url: str = DEFAULT_BASE_URL
     request_timeout: float = 10.0
-    proxy: httpx.Proxy | httpx.URL | str | None = field(repr=False, default=None)
+    proxy: httpx.Proxy | None = field(repr=False, default=None)
     verify: ssl.SSLContext | bool = True
     transport: httpx.AsyncBaseTransport | None = None
 
@@ -188,9 +188,9 @@ def _client_options(environ: Mapping[str, str], options: Mapping[str, Any]) -> d
         raise ConfigurationError(str(error)) from None
     resolved["base_url"] = _base_url(options["base_url"] or environ.get("PER_BASE_URL") or DEFAULT_BASE_URL)
     resolved["request_timeout"] = _seconds("request_timeout", options["request_timeout"])
-    for name in ("proxy", "verify", "transport"):
-        resolved[name] = options[name]
-    transport = options["transport"]
+    resolved["proxy"] = _proxy(options["proxy"])
+    resolved["verify"] = _verify(options["verify"])
+    resolved["transport"] = transport = options["transport"]
     if transport is not None and not hasattr(transport, "handle_async_request"):
         message = "transport must be an httpx.AsyncBaseTransport"
         raise ConfigurationError(message)
@@ -225,6 +225,31 @@ def is_address(url: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _proxy(proxy: object) -> httpx.Proxy | None:
+    if proxy is None:
+        return None
+    import httpx
+
+    if isinstance(proxy, httpx.Proxy):
+        return proxy
+    try:
+        return httpx.Proxy(proxy)  # type: ignore[arg-type]  # anything else is an error of its own
+    except Exception:  # noqa: BLE001 - whose text may hold the proxy's password
+        message = "proxy must be an httpx.Proxy, or a URL like http://proxy.example:3128"
+        raise ConfigurationError(message) from None
+
+
+def _verify(verify: object) -> ssl.SSLContext | bool:
+    if isinstance(verify, bool):
+        return verify
+    import ssl
+
+    if isinstance(verify, ssl.SSLContext):
+        return verify
+    message = "verify must be True, False or an ssl.SSLContext (ssl.create_default_context(cafile=...))"
+    raise ConfigurationError(message)
 
 
 def is_loopback(host: str) -> bool:

@@ -7,7 +7,9 @@ redirects, cookies, settings from the environment, and a log line at INFO with t
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 from urllib.parse import quote, urlencode
 
@@ -38,6 +40,16 @@ class _TokenUnavailable(Exception):
 
 class _NotPer(Exception):
     """An answer that cannot be Per's: too large, or in an encoding that was not asked for."""
+
+
+def _redacted(reason: str, token: str, activity: Activity) -> str:
+    """Return a reason that may be logged and raised: without the token, and without IDs that Per repeats."""
+    reason = reason.replace(token, "[token]")
+    for value in (activity.billing_id, activity.user_id):
+        for form in {value, quote(value, safe="")}:
+            # Whole words only: an ID may be as short as "a".
+            reason = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", "…", reason)
+    return reason
 
 
 class Wire:
@@ -169,16 +181,10 @@ class Wire:
         try:
             status, headers, body = await self.get("/activities.add", parameters, token, _LARGEST_ANSWER)
         except Exception as error:  # noqa: BLE001 - the map is total: what is not an answer stays pending
-            return Outcome(verdict=Verdict.NO_ANSWER, reason=self._describe(error, token))
-        outcome = interpret(status, headers, body, self._clock.wall())
-        if outcome.reason and token in outcome.reason:
-            return Outcome(
-                verdict=outcome.verdict,
-                reason=outcome.reason.replace(token, "[token]"),
-                retry_after=outcome.retry_after,
-                status=outcome.status,
-            )
-        return outcome
+            outcome = Outcome(verdict=Verdict.NO_ANSWER, reason=self._describe(error, token))
+        else:
+            outcome = interpret(status, headers, body, self._clock.wall())
+        return replace(outcome, reason=_redacted(outcome.reason, token, activity)) if outcome.reason else outcome
 
     def _describe(self, error: Exception, token: str) -> str:
         """Say what went wrong, without anything secret."""

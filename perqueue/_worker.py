@@ -146,13 +146,16 @@ class Worker:
         with self._start_lock:
             if self.started or self._stopping:
                 return
-            self.started = True
-            self._thread = threading.Thread(target=self._run, name="perqueue-drain", daemon=True)
             try:
+                self.started = True
+                self._thread = threading.Thread(target=self._run, name="perqueue-drain", daemon=True)
                 self._thread.start()
-            except RuntimeError:  # the interpreter is shutting down: what is pending stays on disk
+            except BaseException as error:
                 self.started = False
-                self._thread = None
+                self._thread = None  # should it run after all, it ends at once
+                # RuntimeError: the interpreter is shutting down, and what is pending stays on disk.
+                if not isinstance(error, RuntimeError):
+                    raise  # a signal handler's
 
     def more(self) -> None:
         """There is a new activity. Called for every ``record()``."""
@@ -197,6 +200,9 @@ class Worker:
     # -- on the thread
 
     def _run(self) -> None:
+        with self._start_lock:
+            if self._thread is not threading.current_thread():
+                return
         loop = self._loop = DeliveryLoop()
         try:
             loop.run_until_complete(self._main())

@@ -53,12 +53,14 @@ class DiskKeeper:
     def start(self) -> None:
         """Start the thread if it does not run; without effect while the interpreter shuts down."""
         if self._thread is None:
-            thread = threading.Thread(target=self._run, name="perqueue-disk", daemon=True)
-            self._thread = thread  # before it starts: a signal handler may come here, too
             try:
+                thread = threading.Thread(target=self._run, name="perqueue-disk", daemon=True)
+                self._thread = thread  # before it starts: a signal handler may come here, too
                 thread.start()
-            except RuntimeError:  # no new threads at shutdown: close() syncs
+            except BaseException as error:
                 self._thread = None
+                if not isinstance(error, RuntimeError):  # no new threads at shutdown: close() syncs
+                    raise
 
     def committed(self, commits: int = 1) -> None:
         """Take note of a commit. Called under the record lock."""

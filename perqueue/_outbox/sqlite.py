@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from perqueue._activity import TRANSITIONS, Activity, Event, State, checksum
 from perqueue._outbox.connection import BUSY_TIMEOUT, is_busy, outbox_error, retry_busy, storage_errors
 from perqueue._outbox.protocol import Hold, Position, Settled
+from perqueue._outbox.queries import APPEND, CLAIM, CLAIM_DUE, COLUMNS, DEFER, LOG_ATTEMPT, PENDING, SETTLE
 from perqueue._outbox.session import IDENTITY_INTERVAL_MS, Session, is_owned, release_after_all
 from perqueue.exceptions import OutboxFull
 
@@ -20,36 +21,6 @@ if TYPE_CHECKING:
 
     from perqueue._activity import Settlement
 
-_APPEND = (
-    "INSERT INTO perqueue_activity (billing_id, user_id, activity_type_id, recorded_at, checksum)"
-    " VALUES (?, ?, ?, ?, ?)"
-)
-_PENDING = (
-    " FROM perqueue_activity a WHERE a.id > ?"
-    " AND NOT EXISTS (SELECT 1 FROM perqueue_settlement s WHERE s.activity_id = a.id)"
-)
-_COLUMNS = "a.id, a.billing_id, a.user_id, a.activity_type_id, a.recorded_at, a.checksum"
-_CLAIM = (
-    f"SELECT {_COLUMNS}, 0, NULL {_PENDING}"
-    " AND NOT EXISTS (SELECT 1 FROM perqueue_retry r WHERE r.activity_id = a.id) ORDER BY a.id LIMIT ?"
-)
-_CLAIM_DUE = (
-    f"SELECT {_COLUMNS}, r.attempts, r.reason FROM perqueue_retry r"
-    " JOIN perqueue_activity a ON a.id = r.activity_id"
-    " WHERE r.not_before <= ? OR r.not_before > ? ORDER BY r.not_before, r.activity_id LIMIT ?"
-)
-_SETTLE = (
-    "INSERT INTO perqueue_settlement"
-    " (activity_id, state, settled_at, duration_ms, attempts, transaction_id, reason, rejection)"
-    " SELECT ?, ?, ?, ?, 1 + (SELECT count(*) FROM perqueue_attempt WHERE activity_id = ?), ?, ?, ?"
-    " WHERE true ON CONFLICT DO NOTHING"
-)
-_LOG_ATTEMPT = (
-    "INSERT INTO perqueue_attempt (activity_id, attempted_at, duration_ms, reason) VALUES (?, ?, ?, ?)"
-)
-_DEFER = (
-    "INSERT OR REPLACE INTO perqueue_retry (activity_id, attempts, not_before, reason) VALUES (?, ?, ?, ?)"
-)
 _FOREVER = 2**62
 _RECENT_SKIPPED = 2000
 """Settled activities in a row, too young to be pruned, after which pruning ends."""
@@ -99,7 +70,7 @@ class SQLiteOutbox(Session):
             try:
                 # The cursor is this call's own, so that a record() from a signal handler in the very
                 # next instant cannot change what lastrowid says.
-                activity_id: int = connection.execute(_APPEND, values).lastrowid  # type: ignore[assignment]
+                activity_id: int = connection.execute(APPEND, values).lastrowid  # type: ignore[assignment]
             except sqlite3.Error as error:
                 activity_id = self._append_again(connection, values, error)
             self._last_id = activity_id
@@ -121,7 +92,7 @@ class SQLiteOutbox(Session):
         """Wait for a lock that another process holds; any other error is final."""
         if is_busy(error):
             with storage_errors(self._path):
-                cursor = retry_busy(lambda: connection.execute(_APPEND, values))
+                cursor = retry_busy(lambda: connection.execute(APPEND, values))
                 return cursor.lastrowid  # type: ignore[return-value]
         self._give_up_connection()
         raise outbox_error(self._path, error) from error
@@ -142,7 +113,7 @@ class SQLiteOutbox(Session):
         """Return fresh pending activities above an ID, oldest first; damaged rows are settled as such."""
         while True:  # past any number of damaged rows
             with self._reading() as connection:
-                rows = retry_busy(lambda: connection.execute(_CLAIM, (after, limit)).fetchall())
+                rows = retry_busy(lambda: connection.execute(CLAIM, (after, limit)).fetchall())
             claimed = self._intact(rows)
             if claimed or not rows:
                 return claimed
@@ -157,7 +128,7 @@ class SQLiteOutbox(Session):
         until = _FOREVER if now is None else now
         values = (until, farthest, limit + len(outstanding))
         with self._reading() as connection:
-            rows = retry_busy(lambda: connection.execute(_CLAIM_DUE, values).fetchall())
+            rows = retry_busy(lambda: connection.execute(CLAIM_DUE, values).fetchall())
         return self._intact([row for row in rows if row[0] not in outstanding][:limit])
 
     def _intact(self, rows: list[tuple[Any, ...]]) -> list[Activity]:
@@ -169,7 +140,7 @@ class SQLiteOutbox(Session):
                     reason = "the stored row does not match its checksum"
                     state = TRANSITIONS[State.PENDING, Event.DAMAGE]
                     values = (activity_id, state, recorded_at, 0, activity_id, None, reason, None)
-                    connection.execute(_SETTLE, values)
+                    connection.execute(SETTLE, values)
                     connection.execute("DELETE FROM perqueue_retry WHERE activity_id = ?", (activity_id,))
                 connection.execute("UPDATE perqueue_drain SET damaged = damaged + ?", (len(damaged),))
         return intact
@@ -214,16 +185,16 @@ class SQLiteOutbox(Session):
                 state = TRANSITIONS[State.PENDING, s.event]
                 if state is State.PENDING:
                     connection.execute(
-                        _LOG_ATTEMPT, (activity_id, s.answered_at - s.duration_ms, s.duration_ms, s.reason)
+                        LOG_ATTEMPT, (activity_id, s.answered_at - s.duration_ms, s.duration_ms, s.reason)
                     )
                     if s.not_before is not None:
                         attempts = s.activity.attempts + 1
-                        connection.execute(_DEFER, (activity_id, attempts, s.not_before, s.reason))
+                        connection.execute(DEFER, (activity_id, attempts, s.not_before, s.reason))
                     continue
                 rejection = rejections + 1 if state is State.REJECTED else None
                 times = (s.answered_at, s.duration_ms)
                 values = (activity_id, state, *times, activity_id, s.transaction_id, s.reason, rejection)
-                if connection.execute(_SETTLE, values).rowcount:
+                if connection.execute(SETTLE, values).rowcount:
                     counts[state] += 1
                     rejections = rejection or rejections
                 connection.execute("DELETE FROM perqueue_retry WHERE activity_id = ?", (activity_id,))
@@ -253,8 +224,8 @@ class SQLiteOutbox(Session):
             if row is None:
                 continue
             settled_at, duration, reason = row
-            connection.execute(_LOG_ATTEMPT, (activity_id, settled_at - duration, duration, reason))
-            connection.execute(_DEFER, (activity_id, attempts, 0, reason))
+            connection.execute(LOG_ATTEMPT, (activity_id, settled_at - duration, duration, reason))
+            connection.execute(DEFER, (activity_id, attempts, 0, reason))
             connection.execute("DELETE FROM perqueue_settlement WHERE activity_id = ?", (activity_id,))
             count += 1
         connection.execute("UPDATE perqueue_drain SET rejected = rejected - ?", (count,))
@@ -305,7 +276,7 @@ class SQLiteOutbox(Session):
             " drainer_pid, (SELECT coalesce(max(id), 0) FROM perqueue_activity) FROM perqueue_drain"
         ).fetchone()  # fmt: skip
         fresh = connection.execute(
-            f"SELECT a.id, a.recorded_at {_PENDING} ORDER BY a.id LIMIT 1", (through,)
+            f"SELECT a.id, a.recorded_at {PENDING} ORDER BY a.id LIMIT 1", (through,)
         ).fetchone()
         waiting = connection.execute(
             "SELECT a.id, a.recorded_at FROM perqueue_retry r"
@@ -353,7 +324,7 @@ class SQLiteOutbox(Session):
 
     def count_pending(self, through: int, limit: int) -> int:
         """Count the pending activities up to an ID, up to a limit."""
-        fresh = f"SELECT 1 {_PENDING} AND a.id <= ? AND a.id NOT IN (SELECT activity_id FROM perqueue_retry)"
+        fresh = f"SELECT 1 {PENDING} AND a.id <= ? AND a.id NOT IN (SELECT activity_id FROM perqueue_retry)"
         with self._reading() as connection:
             (count,) = retry_busy(
                 lambda: connection.execute(
@@ -376,7 +347,7 @@ class SQLiteOutbox(Session):
         with self._reading() as connection:
             rows = retry_busy(
                 lambda: connection.execute(
-                    f"SELECT {_COLUMNS}, s.attempts, s.reason FROM perqueue_settlement s"
+                    f"SELECT {COLUMNS}, s.attempts, s.reason FROM perqueue_settlement s"
                     " JOIN perqueue_activity a ON a.id = s.activity_id"
                     " WHERE s.rejection > ? ORDER BY s.rejection LIMIT ?",
                     (rejection, limit),

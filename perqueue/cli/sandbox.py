@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from perqueue.sandbox import Fault, RequestSeen, Sandbox
 
-_LINES = 20
-_INTERVAL = 0.25
+_LINES = 10
+_INTERVAL = 0.5
 
 
 @click.command(

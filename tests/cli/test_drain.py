@@ -1,6 +1,9 @@
+import contextlib
 import os
 import pty
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -183,17 +186,16 @@ def test_a_second_signal_ends_it_at_once(start, record, per, until):
 def test_a_progress_bar_on_a_terminal(env, record, per):
     """On a terminal `drain` shows a progress bar that ends full."""
     record(30)
-    child, terminal = pty.fork()
-    if child == 0:
-        os.execvpe(os.sys.executable, [os.sys.executable, "-m", "perqueue", "drain"], {**os.environ, **env})
+    terminal, side = pty.openpty()
+    program = subprocess.Popen(
+        [sys.executable, "-m", "perqueue", "drain"], stdout=side, stderr=side, env={**os.environ, **env}
+    )
+    os.close(side)
     shown = b""
-    try:
+    with contextlib.suppress(OSError):  # the other side is closed
         while chunk := os.read(terminal, 4096):
             shown += chunk
-    except OSError:
-        pass  # the terminal is closed
-    _, status = os.waitpid(child, 0)
     os.close(terminal)
-    assert os.waitstatus_to_exitcode(status) == 0
+    assert program.wait(20) == 0
     assert b"30/30" in shown
     assert per.accepted == 30

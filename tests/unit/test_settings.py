@@ -1,5 +1,6 @@
 import inspect
 import math
+import ssl
 import traceback
 from datetime import timedelta
 from pathlib import Path
@@ -503,6 +504,47 @@ def test_a_callback_is_callable(name):
 def test_a_transport_is_an_asynchronous_one(value):
     """A synchronous transport, or anything else, is refused."""
     assert "transport must be an httpx.AsyncBaseTransport" in refuse(transport=value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "proxy.example:3128",
+        f"user:{SECRET}@proxy.example:3128",
+        f"ftp://user:{SECRET}@proxy.example",
+        f"http://user:{SECRET}@proxy.example:port",
+        "",
+        "http://[",
+        7,
+        b"http://proxy.example",
+    ],
+)
+def test_a_proxy_is_checked_at_once(value):
+    """A proxy that httpx could not use is refused at construction, without its password (invariant 9)."""
+    shown = refuse(proxy=value)
+    assert "proxy must be" in shown
+    assert SECRET not in shown
+
+
+@pytest.mark.parametrize(
+    "value", ["http://proxy.example:3128", httpx.URL("https://proxy.example"), httpx.Proxy("http://proxy.example")]
+)
+def test_a_proxy_is_a_url(value):
+    """Text, URL and httpx's own object name a proxy."""
+    assert isinstance(resolve(proxy=value).proxy, httpx.Proxy)
+
+
+@pytest.mark.parametrize("value", [None, "/etc/ssl/ca.pem", 1, 0])
+def test_verify_is_checked_at_once(value):
+    """What is neither a boolean nor a context is refused: a file that is not there would stop delivery."""
+    assert "verify must be True, False or an ssl.SSLContext" in refuse(verify=value)
+
+
+def test_verify_may_be_a_context():
+    """A context of one's own is given to httpx as it is."""
+    context = ssl.create_default_context()
+    assert resolve(verify=context).verify is context
+    assert resolve(verify=False).verify is False
 
 
 @pytest.mark.parametrize("value", ["", "x" * 401, "a\0", 7, b"TYPE"])

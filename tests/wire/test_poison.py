@@ -175,7 +175,7 @@ def test_refusals_among_acceptances_are_rejected_however_many(per, make_queue):
 # --- Everything is refused ---------------------------------------------------------------------------------------
 
 
-def test_when_everything_is_refused_nothing_is_rejected(per, make_queue, caplog):
+def test_when_everything_is_refused_nothing_is_rejected(per, make_queue, until, caplog):
     """20 refusals in a row: all go back to pending, delivery pauses with the reason, flush says it (invariant 8)."""
     per.set_fault(Refuse("invalid_activity_type_id"))
     queue = make_queue()
@@ -194,6 +194,7 @@ def test_when_everything_is_refused_nothing_is_rejected(per, make_queue, caplog)
     assert "invalid_activity_type_id" in stats.reason
     assert [entry.levelno for entry in caplog.records] == [logging.ERROR]
 
+    until(lambda: queue.stats().in_flight == 0)
     before = per.requests
     began = time.monotonic()
     with pytest.raises(ActivityRejected, match="invalid_activity_type_id"):
@@ -205,6 +206,7 @@ def test_when_everything_is_refused_nothing_is_rejected(per, make_queue, caplog)
     per.clear_faults()
     queue.flush(timeout=10)
     assert per.unique("GROUP_A") == 100
+    until(lambda: queue.stats().reason is None)
     assert (queue.stats().pending, queue.stats().rejected, queue.stats().reason) == (0, 0, None)
 
 

@@ -39,6 +39,8 @@ def plain_view() -> View:
 def state_of(frame: Frame) -> str:
     """Return what the drain does, in words."""
     state, reason = frame.stats.get("state"), frame.stats.get("reason")
+    if state == "off":
+        return "nobody delivers; another process takes over"
     return str(state or "").replace("_", " ") + (f": {reason}" if reason else "")
 
 

@@ -1,0 +1,205 @@
+"""Writing down what came of requests, and why none are sent."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+from perqueue._activity import TRANSITIONS, Event, Settlement, State
+from perqueue._outbox import Hold, Settled
+from perqueue._pace import PROBE_INTERVAL, Gate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from perqueue._activity import Activity
+    from perqueue._clock import Clock
+    from perqueue._feed import Feed
+    from perqueue._outbox import Outbox, Position
+    from perqueue._pace import Pace
+
+SETTLE_DELAY = 0.01
+"""Seconds that outcomes gather for one transaction."""
+SETTLE_BATCH = 64
+REFUSAL_STREAK = 20
+"""Refusals in a row for one reason, with nothing accepted, that mean it is not the activities' fault."""
+
+
+class Observer(Protocol):
+    """Who is told what the drain did. Called on the drain's thread; must be quick, and must not raise."""
+
+    def on_settled(self, outcomes: dict[int, Settled], rejected: list[Activity]) -> None:
+        """These activities are no longer pending."""
+
+    def on_hold(self, hold: Hold) -> None:
+        """A probe failed, or Per asked to wait; stored before this call."""
+
+    def on_tick(self) -> None:
+        """Called every two seconds or so."""
+
+
+class Settler:
+    """Gathers outcomes and settles them in batches; one that cannot be written is held until it can.
+
+    Twenty refusals in a row for one reason are taken back to pending, by invariant: then it is not the
+    activities' fault. The streak so far is stored, because a job that starts every minute may never see
+    twenty in one run.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        feed: Feed,
+        pace: Pace,
+        observer: Observer,
+        clock: Clock,
+        *,
+        wake: Callable[[], object],
+    ) -> None:
+        self._outbox = outbox
+        self._feed = feed
+        self._pace = pace
+        self._observer = observer
+        self._clock = clock
+        self._wake = wake
+        self._outcomes: list[Settlement] = []
+        self._streak: list[int] = []
+        self._streak_reason: str | None = None
+        self._hold: Hold | None = None
+        self._stored: tuple[Gate, float] | None = None
+        self.due_at: float | None = None
+        """When the outcomes that have gathered are to be written (monotonic seconds)."""
+
+    def __len__(self) -> int:
+        return len(self._outcomes)
+
+    def begin(self, position: Position, retry_after_cap: float) -> None:
+        """Take over what an earlier drainer had stored: a wait that Per asked for, a pause, a streak."""
+        hold = self._hold = position.hold
+        if hold is not None and self._pace.gate is None and hold.kind in (Gate.RETRY_AFTER, Gate.REFUSED):
+            longest = PROBE_INTERVAL if hold.kind == Gate.REFUSED else retry_after_cap
+            wait = min(max(0.0, (hold.until - self._clock.time_ms()) / 1000), longest)
+            self._pace.resume(Gate(hold.kind), hold.reason, wait)
+        if self._pace.gate is not None:
+            self._stored = (self._pace.gate, self._pace.closed_at)
+        self._streak_reason = position.refusal_reason
+        if position.refusal_streak:
+            since = position.rejections - position.refusal_streak
+            self._streak = [a.id for a in self._outbox.rejected_since(since, REFUSAL_STREAK)]
+        if self.is_streak:  # a crash came between settling and taking back
+            self._pace.refused(self._clock.monotonic(), Gate.REFUSED, self._streak_reason or "")
+            self._take_back_streak()
+
+    @property
+    def is_streak(self) -> bool:
+        """Whether so many were refused in a row that it is not their fault."""
+        return len(self._streak) >= REFUSAL_STREAK
+
+    def extend_streak(self, activity: Activity, reason: str) -> None:
+        """One more was refused."""
+        self._streak = [*self._streak, activity.id] if reason == self._streak_reason else [activity.id]
+        self._streak_reason = reason
+
+    def end_streak(self) -> None:
+        """One was accepted."""
+        self._streak, self._streak_reason = [], None
+
+    def put(
+        self,
+        activity: Activity,
+        event: Event,
+        sent_at: float,
+        *,
+        transaction_id: str | None = None,
+        reason: str | None = None,
+        not_before: int | None = None,
+    ) -> None:
+        """Take an outcome; it is written soon, together with others."""
+        if self.due_at is None:
+            self.due_at = self._clock.monotonic() + SETTLE_DELAY
+            self._wake()  # whoever rests must learn of it
+        self._outcomes.append(
+            Settlement(
+                activity=activity,
+                event=event,
+                answered_at=self._clock.time_ms(),
+                duration_ms=max(0, int((self._clock.monotonic() - sent_at) * 1000)),
+                transaction_id=transaction_id,
+                reason=reason,
+                not_before=not_before,
+            )
+        )
+
+    def hurry(self) -> None:
+        """Write what has gathered at the next occasion."""
+        self.due_at = self._clock.monotonic()
+        self._wake()
+
+    def settle(self, *, now: bool = False) -> None:
+        """Write the outcomes if it is time, or at once. Raises :class:`OutboxError`, and keeps them then."""
+        if self.due_at is None or (self._clock.monotonic() < self.due_at and not now):
+            return
+        while self._outcomes:
+            batch = self._outcomes[: 2 * SETTLE_BATCH]
+            leaving = {s.activity.id for s in batch if s.event is not Event.DEFER or s.not_before is not None}
+            self._outbox.settle(
+                batch,
+                drained_through=self._feed.watermark(leaving),
+                refusals=(len(self._streak), self._streak_reason),
+            )
+            del self._outcomes[: len(batch)]
+            self._feed.leave(leaving)
+            if any(s.not_before is not None for s in batch):
+                self._feed.look_again()
+            self._report(batch)
+        if self.is_streak:
+            self._take_back_streak()
+        self.due_at = None
+
+    def _take_back_streak(self) -> None:
+        hold = Hold(kind=Gate.REFUSED, reason=self._streak_reason or "", until=self._until())
+        self._hold = self._outbox.take_back(self._streak, hold)
+        self._stored = (Gate.REFUSED, self._pace.closed_at)
+        self.end_streak()
+        self._feed.look_again()
+        self._observer.on_hold(self._hold)
+
+    def _report(self, batch: list[Settlement]) -> None:
+        outcomes, rejected = {}, []
+        taken_back = self._streak if self.is_streak else ()
+        for settlement in batch:
+            state = TRANSITIONS[State.PENDING, settlement.event]
+            if state is State.PENDING or settlement.activity.id in taken_back:
+                continue
+            outcomes[settlement.activity.id] = Settled(
+                state=state,
+                transaction_id=settlement.transaction_id,
+                reason=settlement.reason,
+                settled_at=settlement.answered_at,
+            )
+            if state is State.REJECTED:
+                rejected.append(replace(settlement.activity, reason=settlement.reason))
+        if outcomes:
+            self._observer.on_settled(outcomes, rejected)
+
+    def _until(self) -> int:
+        return self._clock.time_ms() + int(self._pace.wait() * 1000)
+
+    def store_hold(self, *, answered: bool) -> None:
+        """Store why nothing is sent, or that it is over, whenever that has changed.
+
+        ``answered`` says whether anything has got through in this term: a restart does not make a token
+        good, and a pause is shown until then.
+        """
+        gate = self._pace.gate
+        if gate is None:
+            if self._hold is not None and answered:
+                self._outbox.set_hold(None)
+                self._hold = self._stored = None
+            return
+        current = (gate, self._pace.closed_at)
+        if current != self._stored:
+            hold = Hold(kind=gate, reason=self._pace.reason or "", until=self._until())
+            self._hold = self._outbox.set_hold(hold) or hold
+            self._stored = current
+            self._observer.on_hold(self._hold)
