@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from perqueue._activity import Outcome, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 BAD_TOKEN_REASON = "invalid_auth_token"  # noqa: S105 - what Per says of one
 _LONGEST_REASON = 500
@@ -24,9 +24,16 @@ _TRANSIENT = re.compile(
 
 
 def interpret(  # noqa: PLR0911 - one return for each row of the table
-    status: int, headers: Mapping[str, str], body: bytes, now: float
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    now: float,
+    *,
+    redact: Callable[[str], str] = str,
 ) -> Outcome:
     """Return the outcome of an answer to ``activities.add``; ``now`` is the wall clock, for dates.
+
+    ``redact`` removes from Per's words what must not be shown; the verdict is that of the words as they came.
 
     | answer | outcome |
     |---|---|
@@ -40,8 +47,9 @@ def interpret(  # noqa: PLR0911 - one return for each row of the table
     """
     answer = parse_json(body)
     ok = answer.get("ok") if answer else None
-    reason = reason_of(answer) if answer else None
-    if status in (401, 403) or (ok is False and reason == BAD_TOKEN_REASON):
+    words = reason_of(answer) if answer else None
+    reason = redact(words)[:_LONGEST_REASON] if words else None
+    if status in (401, 403) or (ok is False and words == BAD_TOKEN_REASON):
         return Outcome(verdict=Verdict.BAD_TOKEN, reason=reason or f"HTTP {status}", status=status)
     in_words = (f"HTTP {status}" + (f": {reason}" if reason else ""))[:_LONGEST_REASON]
     if status in (429, 503):
@@ -59,8 +67,7 @@ def interpret(  # noqa: PLR0911 - one return for each row of the table
         reason = f"HTTP {status}: ok, but without a transaction ID"
         return Outcome(verdict=Verdict.NO_ANSWER, reason=reason, status=status)
     if ok is False:
-        words = _CAMEL.sub(" ", reason or "")
-        if _TRANSIENT.search(words):
+        if _TRANSIENT.search(_CAMEL.sub(" ", words or "")):
             return Outcome(verdict=Verdict.NO_ANSWER, reason=reason, status=status)
         return Outcome(verdict=Verdict.REJECTED, reason=reason or "no reason given", status=status)
     return Outcome(

@@ -177,26 +177,20 @@ class PerClient:
                 raise QueueClosed(message)
             from perqueue._loop import DeliveryLoop
 
-            loop = self._loop = self._loop or DeliveryLoop()
-            task = loop.create_task(call())
-            runner = threading.Thread(
-                target=_until_done, args=(loop, task), name="perqueue-client", daemon=True
-            )
-            runner.start()
-            try:
-                runner.join()
-            except BaseException:
-                loop.call_soon_threadsafe(task.cancel)
-                runner.join()
-                raise
-            return task.result()
+            self._loop = self._loop or DeliveryLoop()
+            return _run_elsewhere(self._loop, call)
 
     def close(self) -> None:
-        """Close the connections; idempotent."""
-        if self._loop is not None and not self._closed and self._pid == os.getpid():
-            self._run(self._client.aclose)
-            self._loop.close()
-        self._closed = True
+        """Close the connections; idempotent, from any thread."""
+        if self._pid != os.getpid():  # what the parent had open is the parent's
+            self._closed = True
+            return
+        with self._lock:
+            self._closed = True
+            loop, self._loop = self._loop, None
+            if loop is not None:
+                _run_elsewhere(loop, self._client.aclose)
+                loop.close()
 
     def __enter__(self) -> Self:
         return self
@@ -205,6 +199,19 @@ class PerClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _run_elsewhere(loop: asyncio.AbstractEventLoop, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    task = loop.create_task(call())
+    runner = threading.Thread(target=_until_done, args=(loop, task), name="perqueue-client", daemon=True)
+    runner.start()
+    try:
+        runner.join()
+    except BaseException:
+        loop.call_soon_threadsafe(task.cancel)
+        runner.join()
+        raise
+    return task.result()
 
 
 def _until_done(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:

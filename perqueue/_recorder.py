@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 from perqueue import _ending, _fork
@@ -256,7 +257,7 @@ class PerQueue:
         happened = asyncio.Event()
 
         def listen(_: object) -> None:
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # that loop was closed: nobody waits any more
                 loop.call_soon_threadsafe(happened.set)
 
         self._observer.waiters.add(None, listen)

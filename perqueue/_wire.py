@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
 from perqueue._activity import Activity, Outcome, Verdict
@@ -23,7 +22,7 @@ from perqueue.exceptions import AuthenticationError, ConfigurationError, PerAPIE
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterable, AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Mapping
 
     import httpx
 
@@ -42,14 +41,13 @@ class _NotPer(Exception):
     """An answer that cannot be Per's: too large, or in an encoding that was not asked for."""
 
 
-def _redacted(reason: str, token: str, activity: Activity) -> str:
-    """Return a reason that may be logged and raised: without the token, and without IDs that Per repeats."""
-    reason = reason.replace(token, "[token]")
-    for value in (activity.billing_id, activity.user_id):
-        for form in {value, quote(value, safe="")}:
-            # Whole words only: an ID may be as short as "a".
-            reason = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", "…", reason)
-    return reason
+def _redacted(text: str, token: str, *ids: str) -> str:
+    """Return a foreign text fit to be logged and raised: without the token and the IDs that it may repeat."""
+    text = text.replace(token, "[token]")
+    for form in {form for value in ids for form in (value, quote(value, safe=""))}:
+        # Whole words only: an ID may be as short as "a".
+        text = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", "…", text)
+    return text
 
 
 class Wire:
@@ -132,9 +130,8 @@ class Wire:
                     message = "compressed, though that was not asked for"
                     raise _NotPer(message)
                 body = bytearray()
-                # Not response.aiter_raw(): a MockTransport's response has read itself already.
-                stream = cast("AsyncIterable[bytes]", response.stream)
-                async for chunk in stream:
+                # Not aiter_raw(), nor the stream itself: a mock's response may have been read already.
+                async for chunk in response.aiter_bytes():
                     body += chunk
                     if len(body) > largest:
                         message = f"more than {largest} bytes"
@@ -181,18 +178,23 @@ class Wire:
         try:
             status, headers, body = await self.get("/activities.add", parameters, token, _LARGEST_ANSWER)
         except Exception as error:  # noqa: BLE001 - the map is total: what is not an answer stays pending
-            outcome = Outcome(verdict=Verdict.NO_ANSWER, reason=self._describe(error, token))
-        else:
-            outcome = interpret(status, headers, body, self._clock.wall())
-        return replace(outcome, reason=_redacted(outcome.reason, token, activity)) if outcome.reason else outcome
+            reason = self._describe(error, token, activity.billing_id, activity.user_id)
+            return Outcome(verdict=Verdict.NO_ANSWER, reason=reason)
+        return interpret(
+            status,
+            headers,
+            body,
+            self._clock.wall(),
+            redact=lambda reason: _redacted(reason, token, activity.billing_id, activity.user_id),
+        )
 
-    def _describe(self, error: Exception, token: str) -> str:
+    def _describe(self, error: Exception, token: str, *ids: str) -> str:
         """Say what went wrong, without anything secret."""
         if isinstance(error, TimeoutError):
             return f"no answer within {self._settings.request_timeout:g} s"
         if isinstance(error, _NotPer):
             return f"not an answer of Per's: {error}"
-        text = presentable(str(error)).replace(token, "[token]")
+        text = _redacted(presentable(str(error)), token, *ids)
         # A malformed header's error quotes it in full.
         name = type(error).__name__
         return name if not text or name in ("LocalProtocolError", "UnicodeEncodeError") else f"{name}: {text}"

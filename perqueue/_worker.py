@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
+import os
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
@@ -108,6 +109,7 @@ class Worker:
         self._reset()
 
     def _reset(self) -> None:
+        self._pid = os.getpid()
         self._start_lock = threading.RLock()  # a signal handler may record while its thread is in start()
         self._thread: threading.Thread | None = None
         self._drain: Drain | None = None
@@ -180,6 +182,8 @@ class Worker:
 
     def stop(self, grace: float) -> None:
         """End the thread; requests in flight have ``grace`` seconds to be answered and settled."""
+        if self._pid != os.getpid():
+            return  # forked without hooks: the thread is another process's
         with self._start_lock:
             self._stopping = True
         self._grace = grace

@@ -97,7 +97,10 @@ class DiskKeeper:
                 return self._wal
             os.close(self._wal)
             self._wal = None
-        self._wal = os.open(self._wal_path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._wal = os.open(self._wal_path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
         sync_directory(self._path)
         return self._wal
 
@@ -133,8 +136,9 @@ class DiskKeeper:
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             finally:
                 connection.close()
-        if os.stat(self._wal_path).st_size > WAL_LIMIT:  # noqa: PTH116
-            self._truncate()
+        with suppress(FileNotFoundError):  # closed for a fork, and not yet used again
+            if os.stat(self._wal_path).st_size > WAL_LIMIT:  # noqa: PTH116
+                self._truncate()
 
     def close(self) -> None:
         """Stop the thread and sync what it had not."""

@@ -34,6 +34,9 @@ IDENTITY_INTERVAL_MS = 100
 """How often, at most, ``record()`` looks whether the file is still the one that was opened."""
 
 
+_never_closed: list[sqlite3.Connection] = []  # inherited through a fork: neither used nor closed here
+
+
 def is_owned(lock: threading.RLock) -> bool:
     """Tell whether this thread holds the lock: in a signal handler that interrupted its holder, say."""
     return bool(lock._is_owned())  # type: ignore[attr-defined]  # noqa: SLF001 - threading.Condition's too
@@ -61,7 +64,7 @@ class Session:
         self._identity = (0, 0)
         self._outbox_id: str | None = None
         self._pid = os.getpid()
-        self._closed = False
+        self._closed = self._forking = False
         self._checked_at = 0
         with self._held():
             self._usable()
@@ -69,6 +72,8 @@ class Session:
 
     @contextmanager
     def _held(self) -> Iterator[None]:
+        if self._pid != os.getpid():
+            self._foreign()  # before the lock: a thread that is not in this process may hold it
         lock = self._lock
         nested = is_owned(lock)
         try:
@@ -86,14 +91,15 @@ class Session:
         message = f"outbox {self._path}: another thread held its lock for over {BUSY_TIMEOUT:g} s"
         raise OutboxError(message)
 
+    def _foreign(self) -> NoReturn:
+        message = (
+            "this process was forked without Python's fork hooks (uWSGI forks in C), so the outbox cannot"
+            " be used in it: create the PerQueue after the fork (uWSGI: lazy-apps = true, or @postfork)"
+        )
+        raise OutboxError(message)
+
     def _usable(self) -> sqlite3.Connection:
         """Return the connection, opened if need be. Called under the lock."""
-        if self._pid != os.getpid():
-            message = (
-                "this process was forked without Python's fork hooks (uWSGI forks in C), so the outbox cannot"
-                " be used in it: create the PerQueue after the fork (uWSGI: lazy-apps = true, or @postfork)"
-            )
-            raise OutboxError(message)
         if self._closed:
             message = f"outbox {self._path} is closed"
             raise OutboxError(message)
@@ -163,25 +169,38 @@ class Session:
     def close(self) -> None:
         """Sync and close; idempotent."""
         _fork.withdraw(self)
+        if self._pid != os.getpid():
+            self._closed = True  # locks, threads and connection are another process's
+            return
         self._disk.close()
         with self._lock:
             self._closed = True
-            if self._pid == os.getpid():
-                self._give_up_connection()
+            self._give_up_connection()
 
     def before_fork(self) -> None:
         """Close the connection: SQLite's locks and connections cannot cross a fork."""
+        if self._pid != os.getpid():
+            return
         self._lock.acquire()
         self._disk.before_fork()
         self._give_up_connection()
+        self._forking = True
 
     def after_fork_in_parent(self) -> None:
         """Let the next use open it again."""
-        self._disk.after_fork_in_parent()
-        self._lock.release()
+        if self._forking:
+            self._forking = False
+            self._disk.after_fork_in_parent()
+            self._lock.release()
 
     def after_fork_in_child(self) -> None:
         """Start with a lock that no lost thread can hold."""
+        if not self._forking:
+            return  # of a process that may not use it either
+        self._forking = False
         self._lock = threading.RLock()
         self._disk.after_fork_in_child()
+        if self._connection is not None:  # somebody's own hook, or a signal handler, has used it since
+            _never_closed.append(self._connection)
+            self._connection = None
         self._pid = os.getpid()

@@ -55,13 +55,15 @@ class SQLiteOutbox(Session):
             recorded_at,
             checksum(billing_id, user_id, activity_type_id, recorded_at),
         )
+        if self._pid != os.getpid():
+            self._foreign()
         lock = self._lock
         nested = is_owned(lock)
         try:
             if not nested and not lock.acquire(blocking=False) and not lock.acquire(timeout=BUSY_TIMEOUT):
                 self._locked()
             connection = self._connection
-            if connection is None or self._pid != os.getpid():
+            if connection is None:
                 connection = self._usable()
             elif abs(recorded_at - self._checked_at) >= IDENTITY_INTERVAL_MS:
                 self._check_identity(recorded_at)

@@ -68,7 +68,7 @@ def drain(outbox: str, timeout: float | None, *, watch: bool) -> None:
                 _drain(queue, stop, timeout)
         finally:
             # Each request has its own deadline, so all that are in flight get answered or fail in time.
-            queue._close(0)  # noqa: SLF001
+            queue._close(queue._settings.request_timeout)  # noqa: SLF001
 
 
 def _drain(queue: PerQueue, stop: StopRequest, timeout: float | None) -> None:

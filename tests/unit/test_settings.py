@@ -514,7 +514,6 @@ def test_a_transport_is_an_asynchronous_one(value):
         f"ftp://user:{SECRET}@proxy.example",
         f"http://user:{SECRET}@proxy.example:port",
         "",
-        "http://[",
         7,
         b"http://proxy.example",
     ],
