@@ -177,7 +177,7 @@ def checked_timeout(name: str, value: object) -> float | None:
 def _client_options(environ: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, Any]:
     resolved: dict[str, Any] = {}
     for name in ("activity_token", "reporting_token"):
-        token = options[name] if options[name] is not None else environ.get(f"PER_{name.upper()}")
+        token = options[name] if options[name] is not None else environ.get(f"PER_{name.upper()}") or None
         resolved[name] = token if token is None or callable(token) else checked_token(name, token)
     kind = options["activity_type_id"]
     if kind is None:

@@ -104,7 +104,9 @@ class Child:
     ) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         code = textwrap.dedent(script) if isolated else PREAMBLE + textwrap.dedent(script)
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("PER_", "PERQUEUE_"))}
+        clean = {
+            name: value for name, value in os.environ.items() if not name.startswith(("PER_", "PERQUEUE_"))
+        }
         self.process = subprocess.Popen(
             [*wrapper, sys.executable, "-c", code, *map(str, arguments)],
             stdin=subprocess.PIPE,

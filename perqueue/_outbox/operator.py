@@ -22,8 +22,8 @@ class OperatorOutbox(SQLiteOutbox):
             with self._writing(commits=len(some)) as connection:
                 moved = self._requeue(connection, some, attempts=0)
                 if activity_type_id is not None:
-                    self._retype(connection, some, activity_type_id)
-                count += moved
+                    self._retype(connection, moved, activity_type_id)
+                count += len(moved)
         self.request_probe()
         return count
 

@@ -45,7 +45,10 @@ def test_files_are_for_their_owner_alone(tmp_path, umask, mask):
     with Sandbox() as per:
         umask(mask)
         queue = PerQueue(
-            tmp_path / "outbox.db", activity_token=per.activity_token, base_url=per.url, activity_type_id="TYPE"
+            tmp_path / "outbox.db",
+            activity_token=per.activity_token,
+            base_url=per.url,
+            activity_type_id="TYPE",
         )
         queue.record("GROUP", "USER")
         queue.flush(10)
@@ -234,7 +237,9 @@ def test_anybody_can_read_the_file(path):
         assert pending.user_id == "pending"
 
         def settle(activity, event, **more):
-            settlement = Settlement(activity=activity, event=event, answered_at=moment + 1000, duration_ms=20, **more)
+            settlement = Settlement(
+                activity=activity, event=event, answered_at=moment + 1000, duration_ms=20, **more
+            )
             outbox.settle([settlement], drained_through=0, refusals=(0, None))
 
         settle(accepted, Event.DEFER, reason="HTTP 503")

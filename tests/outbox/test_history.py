@@ -95,7 +95,9 @@ class History(RuleBasedStateMachine):
     def claim(self, limit):
         claimed = self.outbox.claim(self.cursor, limit)
         candidates = [
-            i for i, state in self.states.items() if i > self.cursor and state is State.PENDING and i not in self.waiting
+            i
+            for i, state in self.states.items()
+            if i > self.cursor and state is State.PENDING and i not in self.waiting
         ]
         looked_at = candidates[:limit]
         while looked_at and all(i in self.damaged_rows for i in looked_at):  # looks on, past damaged ones
@@ -124,14 +126,18 @@ class History(RuleBasedStateMachine):
         self._claimed(claimed, ids)
 
     @precondition(lambda self: self.outstanding)
-    @rule(data=st.data(), event=st.sampled_from([Event.ACCEPT, Event.ACCEPT, Event.REJECT, Event.DEFER, "own"]))
+    @rule(
+        data=st.data(), event=st.sampled_from([Event.ACCEPT, Event.ACCEPT, Event.REJECT, Event.DEFER, "own"])
+    )
     def settle(self, data, event):
         activity_id = data.draw(st.sampled_from(sorted(self.outstanding)))
         activity = self.outstanding[activity_id]
         not_before = NOW if event == "own" else None
         event = Event.DEFER if event == "own" else event
         leaving = event is not Event.DEFER or not_before is not None
-        staying = min((i for i in self.outstanding if i != activity_id or not leaving), default=self.cursor + 1)
+        staying = min(
+            (i for i in self.outstanding if i != activity_id or not leaving), default=self.cursor + 1
+        )
         settle(self.outbox, activity, event, min(self.cursor, staying - 1), not_before=not_before)
         if leaving:
             del self.outstanding[activity_id]
@@ -150,7 +156,9 @@ class History(RuleBasedStateMachine):
         """A late outcome of one that is settled changes nothing."""
         settled = [i for i, state in self.states.items() if state is State.ACCEPTED and i not in self.pruned]
         for i in settled[:1]:
-            activity = Activity(id=i, billing_id="GROUP", user_id="", activity_type_id="TYPE", recorded_at=NOW)
+            activity = Activity(
+                id=i, billing_id="GROUP", user_id="", activity_type_id="TYPE", recorded_at=NOW
+            )
             settle(self.outbox, activity, Event.REJECT)
 
     @rule(data=st.data(), every=st.booleans())

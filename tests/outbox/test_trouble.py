@@ -92,7 +92,9 @@ def test_readers_are_no_obstacle(queue, outbox):
         cursor.close()
 
 
-@pytest.mark.parametrize("how", ["deleted", "renamed", "replaced by another outbox", "replaced by something else"])
+@pytest.mark.parametrize(
+    "how", ["deleted", "renamed", "replaced by another outbox", "replaced by something else"]
+)
 def test_file_that_goes_away_is_noticed(queue, outbox, how):
     """Nothing is "recorded" into a file that nobody will find again, beyond the first 0.2 s (invariant 1)."""
     queue.record("GROUP", "USER")
@@ -185,7 +187,10 @@ def test_read_only_file_is_told_as_such(tmp_path):
     path = tmp_path / "outbox.db"
     SQLiteOutbox(path, None).close()
     path.chmod(0o400)
-    with closing(SQLiteOutbox(path, None)) as outbox, pytest.raises(OutboxError, match="owner, mode and mount"):
+    with (
+        closing(SQLiteOutbox(path, None)) as outbox,
+        pytest.raises(OutboxError, match="owner, mode and mount"),
+    ):
         outbox.append("GROUP", "USER", "TYPE", 1)
 
 

@@ -112,7 +112,9 @@ def test_exception_in_main_still_delivers(per, env):
     assert took < EXIT_TIMEOUT + MARGIN
 
 
-@pytest.mark.parametrize("ending", ["sys.exit(0)", "return", "raise SystemExit", "asyncio.get_running_loop().stop()"])
+@pytest.mark.parametrize(
+    "ending", ["sys.exit(0)", "return", "raise SystemExit", "asyncio.get_running_loop().stop()"]
+)
 def test_exit_inside_asyncio_run(per, env, ending):
     """The end of a program inside asyncio.run() delivers, and no loop complains."""
     program = f"""
@@ -262,7 +264,9 @@ def test_dropped_queue_stops_its_threads(per, options, outbox, drain):
     del queue
     gc.collect()
     until(lambda: not _threads(), "its threads end")
-    descriptors = [os.readlink(f"/proc/self/fd/{each}") for each in os.listdir("/proc/self/fd") if _exists(each)]
+    descriptors = [
+        os.readlink(f"/proc/self/fd/{each}") for each in os.listdir("/proc/self/fd") if _exists(each)
+    ]
     assert not [name for name in descriptors if str(outbox) in name]
     assert receipt.id == 1
 

@@ -9,6 +9,7 @@ import pytest
 
 from perqueue import PerQueue
 from perqueue._outbox import SQLiteOutbox
+from perqueue.sandbox import Latency
 from tests.helpers import PREAMBLE, AckPipe, Child, repeats, users
 
 
@@ -94,6 +95,29 @@ def test_forks_under_load(per, env, record_property):
     assert twice == 0
 
 
+@pytest.mark.parametrize("ending", ["sys.exit(0)", "os._exit(0)", "gc.collect()\n            sys.exit(0)"])
+def test_end_of_a_child_leaves_the_parents_requests_alone(per, env, ending):
+    """A child that ends while the parent waits for answers breaks none of its connections (invariant 10)."""
+    script = f"""
+    import gc
+    queue = PerQueue(max_in_flight=8)
+    queue.record("GROUP", "FIRST").wait(10)
+    for n in range(20):
+        queue.record("GROUP", f"USER_{{n}}")
+    for n in range(6):
+        pid = os.fork()
+        if not pid:
+            {ending}
+        assert os.waitpid(pid, 0)[1] == 0
+    queue.flush(10)
+    queue.close()
+    """
+    per.set_fault(Latency(0.2))
+    with Child(script, env=env) as child:
+        child.succeed(30)
+    assert per.requests == 21
+
+
 def test_child_delivers_when_the_parent_is_gone(per, env):
     """A child that outlives its parent takes over the delivery (invariants 5 and 10)."""
     script = """
@@ -166,8 +190,11 @@ def test_record_in_somebody_elses_fork_hook(per, env):
             queue.record("GROUP", "HOOK")
     os.register_at_fork(before=hook)  # registered first, so called last
     """
-    script = textwrap.dedent(script) + PREAMBLE + textwrap.dedent(
-        """
+    script = (
+        textwrap.dedent(script)
+        + PREAMBLE
+        + textwrap.dedent(
+            """
         queue = PerQueue(durability=sys.argv[1])
         for n in range(10):
             queue.record("GROUP", f"parent-{n}")
@@ -181,6 +208,7 @@ def test_record_in_somebody_elses_fork_hook(per, env):
             assert os.waitpid(pid, 0)[1] == 0
         queue.flush(20)
         """
+        )
     )
     with Child(script, "process", env=env, isolated=True) as child:
         child.succeed(30)

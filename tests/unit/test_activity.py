@@ -143,8 +143,12 @@ def test_every_pair_of_state_and_event_is_a_legal_move_or_an_illegal_one(state, 
 
 
 def test_only_an_operator_takes_anything_out_of_rejected():
-    """What Per says moves pending activities only; the moves out of rejected are an operator's (invariant 3)."""
-    assert {state for state, event in TRANSITIONS if event in (Event.REQUEUE, Event.DISCARD)} == {State.REJECTED}
+    """What Per says moves pending activities only;
+    the moves out of rejected are an operator's (invariant 3).
+    """
+    assert {state for state, event in TRANSITIONS if event in (Event.REQUEUE, Event.DISCARD)} == {
+        State.REJECTED
+    }
     assert {state for state, event in TRANSITIONS if event not in (Event.REQUEUE, Event.DISCARD)} == {
         State.PENDING
     }

@@ -26,7 +26,7 @@ def meaning(status, body, **headers):
     return interpret(status, httpx.Headers(named), body, NOW.timestamp())
 
 
-# --- The table of PER_API.md, row by row ---------------------------------------------------------------
+# --- The table of PER_API.md, row by row ---
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 206, 299])
@@ -54,7 +54,11 @@ def test_ok_with_a_transaction_id_is_accepted(status, body, transaction_id):
 @pytest.mark.parametrize(
     ("status", "body"),
     [
-        *[(status, body) for status in (401, 403) for body in (BAD_TOKEN, HTML, b"", OK, no("no such scope"))],
+        *[
+            (status, body)
+            for status in (401, 403)
+            for body in (BAD_TOKEN, HTML, b"", OK, no("no such scope"))
+        ],
         *[(status, BAD_TOKEN) for status in (200, 202, 302, 400, 404, 429, 500, 503)],
         (200, no("invalid_auth_token", "error")),
     ],
@@ -200,7 +204,9 @@ def test_what_is_not_pers_json_is_not_an_answer(status, body):
     assert meaning(status, body).verdict is Verdict.NO_ANSWER
 
 
-@pytest.mark.parametrize("status", [100, 101, 103, 199, 300, 301, 302, 303, 304, 307, 308, 399, 600, 999, 0, -1])
+@pytest.mark.parametrize(
+    "status", [100, 101, 103, 199, 300, 301, 302, 303, 304, 307, 308, 399, 600, 999, 0, -1]
+)
 @pytest.mark.parametrize("body", [OK, no("no such group"), HTML])
 def test_a_redirect_or_an_unknown_status_is_not_an_answer(status, body):
     """Anything outside 2xx and 4xx, whatever it says, leaves the activity pending (invariant 2)."""
@@ -213,7 +219,7 @@ def test_ok_with_an_error_status_is_not_accepted(status):
     assert meaning(status, OK).verdict is Verdict.NO_ANSWER
 
 
-# --- For everything that HTTP can bring -----------------------------------------------------------------
+# --- For everything that HTTP can bring ---
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -248,7 +254,9 @@ header_values = st.text(st.characters(codec="latin-1", exclude_characters="\r\n\
 @example(status=500, body=no("x" * 600), after="", date="")
 @example(status=429, body=no("x" * 500), after="1", date="")
 def test_every_answer_means_exactly_one_thing(status, body, after, date):
-    """The map is total: any status with any body never raises, and gives one consistent outcome (invariant 2)."""
+    """The map is total: any status with any body never raises,
+    and gives one consistent outcome (invariant 2).
+    """
     headers = httpx.Headers({"retry-after": after.encode("latin-1"), "date": date.encode("latin-1")})
     outcome = interpret(status, headers, body, NOW.timestamp())
     answer = parse_json(body)
@@ -293,7 +301,7 @@ def test_a_foreign_text_is_made_presentable(text):
     assert shown.encode().decode() == shown
 
 
-# --- Retry-After -----------------------------------------------------------------------------------------
+# --- Retry-After ---
 
 
 @pytest.mark.parametrize(
@@ -374,7 +382,8 @@ def test_a_date_in_the_past_is_no_wait(seconds):
 
 
 @pytest.mark.parametrize(
-    "value", ["Thursday, 29-Feb-24 12:00:30 GMT", "Thu Feb 29 12:00:30 2024", "Thu, 29 Feb 2024 13:00:30 +0100"]
+    "value",
+    ["Thursday, 29-Feb-24 12:00:30 GMT", "Thu Feb 29 12:00:30 2024", "Thu, 29 Feb 2024 13:00:30 +0100"],
 )
 def test_the_older_forms_of_a_date_are_understood(value):
     """RFC 850's and asctime's form, and another time zone, mean the same moment (RFC 9110, 5.6.7)."""
@@ -384,5 +393,7 @@ def test_the_older_forms_of_a_date_are_understood(value):
 @given(header_values, header_values, st.floats(0, 1e12))
 def test_retry_after_is_a_positive_number_or_nothing(value, date, now):
     """Whatever the headers say, the wait is positive or there is none."""
-    seconds = retry_after(httpx.Headers({"retry-after": value.encode("latin-1"), "date": date.encode("latin-1")}), now)
+    seconds = retry_after(
+        httpx.Headers({"retry-after": value.encode("latin-1"), "date": date.encode("latin-1")}), now
+    )
     assert seconds is None or seconds > 0

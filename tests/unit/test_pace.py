@@ -47,7 +47,7 @@ def probe(pace, clock):
     return sent_at
 
 
-# --- Waits ------------------------------------------------------------------------------------------
+# --- Waits ---
 
 
 @pytest.mark.parametrize("failures", [1, 2, 3, 7, 8, 9, 30, 1_000, 100_000])
@@ -86,7 +86,7 @@ def test_ten_thousand_failures_break_nothing(clock):
     assert 0 <= pace.wait() <= 1e-9
 
 
-# --- One probe ----------------------------------------------------------------------------------------
+# --- One probe ---
 
 
 def test_while_waiting_nothing_may_be_sent_and_then_one_probe(pace, clock):
@@ -135,7 +135,7 @@ def test_thirty_two_refusals_of_one_round_count_once(pace, clock):
     assert (pace.failures, pace.wait()) == (1, 2.0)
 
 
-# --- Ramp -----------------------------------------------------------------------------------------------
+# --- Ramp ---
 
 
 def test_sending_starts_with_one_and_doubles_with_each_round_trip(pace, clock):
@@ -197,7 +197,7 @@ def test_the_allowance_always_lies_between_nothing_and_the_limit(events):
         assert (pace.wait() > 0) == (pace.allowance() == 0)
 
 
-# --- Retry-After ------------------------------------------------------------------------------------------
+# --- Retry-After ---
 
 
 def test_retry_after_is_obeyed_exactly(pace, clock):
@@ -273,7 +273,7 @@ def test_429_without_retry_after_is_a_failure_like_any_other(pace, clock):
     assert pace.wait() <= 0.5
 
 
-# --- Pauses -------------------------------------------------------------------------------------------------
+# --- Pauses ---
 
 
 def test_a_bad_token_is_tried_again_after_2_4_8_seconds_up_to_a_minute(pace, clock):

@@ -36,7 +36,8 @@ CLIENT_DEFAULTS = {
 def resolve(environ=None, **given):
     """Resolve the options of a queue as its constructor does, from an environment of the test's own."""
     return resolve_settings(
-        environ or {}, **{**DEFAULTS, "outbox": "/var/lib/app/activities.db", "activity_token": "token", **given}
+        environ or {},
+        **{**DEFAULTS, "outbox": "/var/lib/app/activities.db", "activity_token": "token", **given},
     )
 
 
@@ -72,7 +73,7 @@ def test_settings_cannot_be_changed_and_do_not_show_tokens():
     assert settings.activity_token == SECRET
 
 
-# --- From the environment --------------------------------------------------------------------------------
+# --- From the environment ---
 
 
 @pytest.mark.parametrize(
@@ -161,7 +162,7 @@ def test_the_clients_take_theirs_from_the_environment(monkeypatch, per):
         assert client.add_activity("GROUP_A", "USER_1") == per.activities[0].transaction_id
 
 
-# --- Tokens ------------------------------------------------------------------------------------------------
+# --- Tokens ---
 
 BAD_TOKENS = [
     "",
@@ -236,7 +237,7 @@ def test_a_queue_that_drains_needs_a_token():
     assert resolve(activity_token=None, drain=False).activity_token is None
 
 
-# --- The base URL --------------------------------------------------------------------------------------------
+# --- The base URL ---
 
 
 @pytest.mark.parametrize(
@@ -283,7 +284,9 @@ def test_a_base_url_is_taken_and_has_an_origin(url, origin):
     ],
 )
 def test_plain_http_leaves_this_machine_never(url):
-    """Plain HTTP would show the token to the network, so only loopback addresses may have it (invariant 9)."""
+    """Plain HTTP would show the token to the network,
+    so only loopback addresses may have it (invariant 9).
+    """
     assert "must be https" in refuse(base_url=url)
 
 
@@ -357,7 +360,7 @@ def test_an_origin_has_no_path():
     assert origin_of("https://per.example:8443/v1/x") == "https://per.example:8443"
 
 
-# --- The outbox's path ---------------------------------------------------------------------------------------
+# --- The outbox's path ---
 
 
 def test_a_relative_outbox_is_made_absolute_at_once(monkeypatch, tmp_path):
@@ -403,7 +406,7 @@ def test_an_outbox_that_is_no_file_is_refused(outbox, says):
     assert SECRET not in shown
 
 
-# --- Numbers, words and callables ------------------------------------------------------------------------------
+# --- Numbers, words and callables ---
 
 NO_NUMBERS = [None, "5", b"5", True, math.nan, math.inf, -math.inf, -1, -0.001, [5], timedelta(seconds=5), 1j]
 
@@ -425,8 +428,10 @@ def test_seconds_that_no_clock_can_count_are_refused(name, value):
     assert f"{name} must be" in refuse(**{name: value})
 
 
-@pytest.mark.parametrize(("name", "zero"), [("exit_timeout", True), ("flush_timeout", True),
-                                            ("request_timeout", False), ("stalled_after", False)])
+@pytest.mark.parametrize(
+    ("name", "zero"),
+    [("exit_timeout", True), ("flush_timeout", True), ("request_timeout", False), ("stalled_after", False)],
+)
 def test_zero_seconds_are_taken_where_they_mean_something(name, zero):
     """Zero is "do not wait" for flush and exit; a request needs some time."""
     if zero:
@@ -526,7 +531,8 @@ def test_a_proxy_is_checked_at_once(value):
 
 
 @pytest.mark.parametrize(
-    "value", ["http://proxy.example:3128", httpx.URL("https://proxy.example"), httpx.Proxy("http://proxy.example")]
+    "value",
+    ["http://proxy.example:3128", httpx.URL("https://proxy.example"), httpx.Proxy("http://proxy.example")],
 )
 def test_a_proxy_is_a_url(value):
     """Text, URL and httpx's own object name a proxy."""
@@ -566,7 +572,8 @@ def test_an_option_that_does_not_exist_is_a_type_error(tmp_path):
 
 @pytest.mark.parametrize("client", [AsyncPerClient, PerClient])
 @pytest.mark.parametrize(
-    "given", [{"activity_token": f"{SECRET} x"}, {"base_url": "http://api.useper.com"}, {"request_timeout": 0}]
+    "given",
+    [{"activity_token": f"{SECRET} x"}, {"base_url": "http://api.useper.com"}, {"request_timeout": 0}],
 )
 def test_clients_check_their_options_too(client, given):
     """The bare clients refuse the same mistakes, and show no token (invariant 9)."""

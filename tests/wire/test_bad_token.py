@@ -31,7 +31,9 @@ def record(queue, count):
 
 
 def test_a_wrong_token_is_told_at_once_and_keeps_everything(per, make_queue, caplog):
-    """Within 2 s and a dozen requests flush raises; all is kept, and the right token delivers it (invariant 7)."""
+    """Within 2 s and a dozen requests flush raises; all is kept,
+    and the right token delivers it (invariant 7).
+    """
     vault = Vault("wrong")
     queue = make_queue(activity_token=vault)
     with caplog.at_level(logging.DEBUG, "perqueue"):
@@ -65,7 +67,9 @@ def test_delivery_goes_on_by_itself_once_a_token_works(per, make_queue):
 
 
 def test_a_token_that_is_rotated_under_way_costs_nothing(per, make_queue, caplog):
-    """If the callable has a new token by the time the old one is refused, the activity is accepted at once."""
+    """If the callable has a new token by the time the old one is refused,
+    the activity is accepted at once.
+    """
     tokens = iter(["old"])
     queue = make_queue(activity_token=lambda: next(tokens, per.activity_token))
     with caplog.at_level(logging.INFO, "perqueue"):
@@ -91,7 +95,9 @@ def test_the_status_of_a_bad_token_does_not_matter(per, make_queue, status):
 
 @pytest.mark.parametrize("token", ["", "a b", "line\nbreak", 7, None, RuntimeError("vault is sealed")])
 def test_a_callable_without_a_token_pauses_like_a_bad_one(per, make_queue, token):
-    """A vault that fails, or gives something that is no token, pauses delivery; nothing is sent (invariant 7)."""
+    """A vault that fails, or gives something that is no token,
+    pauses delivery; nothing is sent (invariant 7).
+    """
     vault = Vault(token)
     queue = make_queue(activity_token=vault)
     record(queue, 5)
@@ -160,7 +166,9 @@ def test_a_paused_drainer_lets_another_deliver(per, make_queue):
 
 
 def test_a_pause_is_seen_after_a_restart(make_queue):
-    """The reason of a pause is in the outbox: the next process shows it before it sends anything (invariant 6)."""
+    """The reason of a pause is in the outbox:
+    the next process shows it before it sends anything (invariant 6).
+    """
     queue = make_queue(activity_token="wrong")
     record(queue, 1)
     with pytest.raises(AuthenticationError):

@@ -133,9 +133,9 @@ def test_a_request_ends_at_its_deadline(per, use, fault, method):
     per.set_fault(fault, endpoint="both")
     args = ("GROUP_A", "USER_1") if method == "add_activity" else ()
     began = time.monotonic()
-    with pytest.raises(PerAPIError, match=r"no answer within 0\.4 s|more than \d+ bytes"):
-        use(method, *args, request_timeout=0.4)
-    assert time.monotonic() - began < 1.2
+    with pytest.raises(PerAPIError, match=r"no answer within 0\.2 s|more than \d+ bytes"):
+        use(method, *args, request_timeout=0.2)
+    assert time.monotonic() - began < 1
 
 
 @pytest.mark.parametrize("status", [200, 401])
@@ -235,7 +235,9 @@ def test_a_queue_with_a_mock_transport_delivers_and_reports(make_queue):
     async def answer(request):
         if request.url.path == "/reports.get":
             return httpx.Response(200, json=REPORT)
-        return httpx.Response(200, json={"ok": True, "result": {"transactionId": request.url.params["userId"]}})
+        return httpx.Response(
+            200, json={"ok": True, "result": {"transactionId": request.url.params["userId"]}}
+        )
 
     queue = make_queue(transport=httpx.MockTransport(answer), base_url=None)
     assert queue.record("GROUP_A", "USER_1").wait(5) == "USER_1"

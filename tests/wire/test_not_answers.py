@@ -56,14 +56,16 @@ NO_ANSWERS = [
 
 @pytest.mark.parametrize("fault", NO_ANSWERS, ids=str)
 def test_what_is_no_answer_leaves_the_activity_pending(per, make_queue, fault):
-    """Flush raises in time, the activity is kept, and arrives once the server is well (invariants 2, 3, 4)."""
+    """Flush raises in time, the activity is kept, and arrives once the server is well (invariants 2, 3,
+    4).
+    """
     per.set_fault(fault)
     queue = make_queue()
     receipt = queue.record("GROUP_A", "USER_1")
     began = time.monotonic()
     with pytest.raises(FlushTimeout) as caught:
-        queue.flush(timeout=0.3)
-    assert 0.3 <= time.monotonic() - began < 0.8
+        queue.flush(timeout=0.15)
+    assert 0.15 <= time.monotonic() - began < 0.65
     assert caught.value.pending == 1
     assert isinstance(caught.value, TimeoutError)
     assert (queue.stats().pending, queue.stats().rejected, queue.stats().delivered) == (1, 0, 0)
@@ -89,7 +91,9 @@ def test_flush_keeps_its_time_to_the_half_second(per, make_queue):
 
 
 def test_a_server_that_hangs_holds_up_nobody_beyond_the_deadline(per, make_queue):
-    """A request that is never answered ends at `request_timeout`, and the activity is sent again (invariant 11)."""
+    """A request that is never answered ends at `request_timeout`,
+    and the activity is sent again (invariant 11).
+    """
     per.set_fault(Hang())
     queue = make_queue(request_timeout=1)
     receipt = queue.record("GROUP_A", "USER_1")
@@ -188,7 +192,7 @@ def test_every_failure_of_the_network_leaves_the_activity_pending(make_queue, er
     queue = make_queue(transport=httpx.MockTransport(answer))
     receipt = queue.record("GROUP_A", "USER_1")
     with pytest.raises(FlushTimeout):
-        queue.flush(timeout=0.2)
+        queue.flush(timeout=0.1)
     assert queue.stats().pending == 1
     well = True
     assert receipt.wait(5) == "t1"

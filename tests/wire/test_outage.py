@@ -100,30 +100,30 @@ def test_the_count_of_arrivals_sees_a_loss(per, make_queue, arrived):
     assert {("GROUP_A", f"USER_{number}") for number in range(20)} - arrived() == {("GROUP_A", "USER_7")}
 
 
-# --- Retry-After ---------------------------------------------------------------------------------------------
+# --- Retry-After ---
 
 
-@pytest.mark.parametrize("fault", [RateLimited(2), Status(503, retry_after=2)], ids=["429", "503"])
+@pytest.mark.parametrize("fault", [RateLimited(1.5), Status(503, retry_after=1.5)], ids=["429", "503"])
 def test_retry_after_holds_over_a_restart_and_against_flush(per, make_queue, fault):
     """Neither a flush nor a restart sends anything before the time that Per asked for (invariant 6)."""
     per.set_fault(fault, times=1)
     queue = make_queue()
     record(queue, 10)
     with pytest.raises(FlushTimeout, match="retry after"):
-        queue.flush(timeout=0.5)
+        queue.flush(timeout=0.3)
     stats = queue.stats()
     assert (stats.state, per.requests) == (DrainState.BACKING_OFF, 1)
-    assert 0.5 < (stats.resumes_at - per.request_log[0].at).total_seconds() < 2.5
+    assert 1.4 < (stats.resumes_at - per.request_log[0].at).total_seconds() < 2.5
     queue.close()
     again = make_queue()
     assert again.stats().state is DrainState.BACKING_OFF
     with pytest.raises(FlushTimeout, match="retry after"):
-        again.flush(timeout=0.5)
+        again.flush(timeout=0.3)
     assert per.requests == 1
     again.flush(timeout=5)
     assert per.unique("GROUP_A") == 10
     first, second = per.request_log[:2]
-    assert 1.95 <= (second.at - first.at).total_seconds() < 3
+    assert 1.45 <= (second.at - first.at).total_seconds() < 3
 
 
 def test_retry_after_as_a_date_is_obeyed(per, make_queue):
@@ -141,11 +141,11 @@ def test_retry_after_as_a_date_is_obeyed(per, make_queue):
 def test_a_retry_after_beyond_the_cap_is_cut(per, make_queue, asked):
     """However long Per asks for, the cap is the longest wait (invariant 6)."""
     per.set_fault(RateLimited(asked), times=1)
-    queue = make_queue(retry=RetryPolicy(retry_after_cap=0.5))
+    queue = make_queue(retry=RetryPolicy(retry_after_cap=0.3))
     record(queue, 1)
     began = time.monotonic()
     queue.flush(timeout=5)
-    assert 0.4 < time.monotonic() - began < 1.5
+    assert 0.25 < time.monotonic() - began < 1.5
     assert per.requests == 2
 
 
@@ -170,7 +170,7 @@ def test_the_end_of_a_retry_after_of_another_process_is_not_cut(per, make_queue,
         second.flush(timeout=0.3)
     first.close()
     with pytest.raises(FlushTimeout, match="retry after"):
-        second.flush(timeout=1.5)
+        second.flush(timeout=1.2)
     assert per.requests == 1
 
 

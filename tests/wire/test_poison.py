@@ -17,32 +17,29 @@ def is_poison(activity):
     return activity.user_id.startswith("POISON")
 
 
-# --- A few that get no answer ----------------------------------------------------------------------------------
+# --- A few that get no answer ---
 
 
 @pytest.mark.parametrize(
-    "fault",
-    [Status(400, HTML, "text/html"), Status(413, HTML, "text/html"), Status(500)],
+    ("fault", "count"),
+    [(Status(400, HTML, "text/html"), 1_000), (Status(413, HTML, "text/html"), 300), (Status(500), 300)],
     ids=["400", "413", "500"],
 )
-def test_ten_poison_activities_hold_up_nobody(per, make_queue, until, fault):
+def test_ten_poison_activities_hold_up_nobody(per, make_queue, until, fault, count):
     """Of 1,000 activities 10 never get an answer: the other 990 arrive without delay (invariant 8)."""
     per.set_fault(fault, when=is_poison)
     queue = make_queue()
-    for number in range(1_000):
-        poison = number % 100 == 0
+    for number in range(count):
+        poison = number % (count // 10) == 0
         queue.record("GROUP_A", f"{'POISON' if poison else 'USER'}_{number}")
-    began = time.monotonic()
-    per.wait_for(990, timeout=15)
-    assert time.monotonic() - began < 15
+    per.wait_for(count - 10, timeout=10)
     until(lambda: queue.stats().pending == 10)
-    assert (queue.stats().rejected, queue.stats().delivered) == (0, 990)
+    assert (queue.stats().rejected, queue.stats().delivered) == (0, count - 10)
     assert queue.stats().state in (DrainState.DELIVERING, DrainState.BACKING_OFF)
-    refused = sum(entry.fault is not None for entry in per.request_log)
-    assert refused < 200
+    assert sum(request.fault is not None for request in per.request_log) < 100
     per.clear_faults()
     queue.flush(timeout=10)
-    assert per.unique("GROUP_A") == 1_000
+    assert per.unique("GROUP_A") == count
 
 
 def test_poison_at_the_head_of_the_queue_is_overtaken(per, make_queue):
@@ -73,11 +70,13 @@ def test_poison_is_tried_again_and_heals_by_itself(per, make_queue):
     assert per.unique("GROUP_A") == 21
 
 
-# --- A few that are refused ------------------------------------------------------------------------------------
+# --- A few that are refused ---
 
 
 def test_a_refused_activity_is_rejected_with_the_reason(per, make_queue):
-    """One that Per refuses is kept as rejected, the others are accepted, and flush says so once (invariant 3)."""
+    """One that Per refuses is kept as rejected, the others are accepted,
+    and flush says so once (invariant 3).
+    """
     per.set_fault(Refuse("no such group"), when=is_poison)
     told, seen = Event(), []
     queue = make_queue(on_rejected=lambda activity: (seen.append(activity), told.set()))
@@ -172,11 +171,13 @@ def test_refusals_among_acceptances_are_rejected_however_many(per, make_queue):
     assert (queue.stats().pending, queue.stats().rejected, queue.stats().delivered) == (0, 100, 20)
 
 
-# --- Everything is refused ---------------------------------------------------------------------------------------
+# --- Everything is refused ---
 
 
 def test_when_everything_is_refused_nothing_is_rejected(per, make_queue, until, caplog):
-    """20 refusals in a row: all go back to pending, delivery pauses with the reason, flush says it (invariant 8)."""
+    """20 refusals in a row: all go back to pending, delivery pauses with the reason,
+    flush says it (invariant 8).
+    """
     per.set_fault(Refuse("invalid_activity_type_id"))
     queue = make_queue()
     with caplog.at_level(logging.WARNING, "perqueue"):
@@ -237,7 +238,9 @@ def test_a_streak_is_counted_over_restarts(per, make_queue):
 
 
 def test_a_corrected_activity_type_ends_the_pause(make_queue):
-    """The probe is what was recorded last: with a corrected type everything else is tried again (invariant 8)."""
+    """The probe is what was recorded last:
+    with a corrected type everything else is tried again (invariant 8).
+    """
     with Sandbox(activity_types=["GOOD"]) as per:
         queue = make_queue(base_url=per.url, activity_type_id="TYPO")
         for number in range(30):

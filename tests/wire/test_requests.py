@@ -18,11 +18,73 @@ ids = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"),
 def odd_ids():
     """Return 300 different IDs that break whoever quotes, joins, strips or normalises them."""
     chosen = [chr(code) for code in range(1, 128)]
-    chosen += ["a b", " a", "a ", "a+b", "%", "%2F", "%00", "%zz", "a%20b", "a&b=c", "a?b", "a#b", "a/b", "../..", "."]
-    chosen += ["..", "//", "\\\\", "\r\n", "a\r\nX-Evil: 1", "a;b", "a=b", "&", "null", "None", "0", "-1", "1e9"]
-    chosen += ["' OR 1=1 --", '"; DROP TABLE perqueue_activity; --', "<script>", "${x}", "{{x}}", "$(x)", "`x`"]
-    chosen += ["é", "e\u0301", "ﬁ", "ſ", "İ", "ß", "日本", "日本語" * 40, "\U0001f600", "👩\u200d👩\u200d👧", "\u202eevil"]
-    chosen += ["\ufeffx", "x\u200b", "\u2028", "\u2029", "\x85", "\xa0", "\xad", "\uffff", "\U0010ffff", "\ue000", "ﷺ"]
+    chosen += [
+        "a b",
+        " a",
+        "a ",
+        "a+b",
+        "%",
+        "%2F",
+        "%00",
+        "%zz",
+        "a%20b",
+        "a&b=c",
+        "a?b",
+        "a#b",
+        "a/b",
+        "../..",
+        ".",
+    ]
+    chosen += [
+        "..",
+        "//",
+        "\\\\",
+        "\r\n",
+        "a\r\nX-Evil: 1",
+        "a;b",
+        "a=b",
+        "&",
+        "null",
+        "None",
+        "0",
+        "-1",
+        "1e9",
+    ]
+    chosen += [
+        "' OR 1=1 --",
+        '"; DROP TABLE perqueue_activity; --',
+        "<script>",
+        "${x}",
+        "{{x}}",
+        "$(x)",
+        "`x`",
+    ]
+    chosen += [
+        "é",
+        "e\u0301",
+        "ﬁ",
+        "\u017f",
+        "İ",
+        "ß",
+        "日本",
+        "日本語" * 40,
+        "\U0001f600",
+        "👩\u200d👩\u200d👧",
+        "\u202eevil",
+    ]
+    chosen += [
+        "\ufeffx",
+        "x\u200b",
+        "\u2028",
+        "\u2029",
+        "\x85",
+        "\xa0",
+        "\xad",
+        "\uffff",
+        "\U0010ffff",
+        "\ue000",
+        "ﷺ",
+    ]
     chosen += ["x" * 400, "é" * 200, "\U0001f600" * 100, "%" * 400, " " * 400, "a/" * 200]
     chance = random.Random(7)
     odd = dict.fromkeys(chosen)
@@ -96,7 +158,12 @@ def test_every_request_says_who_asks_and_forbids_caches(per, make_queue):
     queue.flush(5)
     queue.get_report()
     add, report = per.request_log
-    assert (add.method, add.path, report.method, report.path) == ("GET", "/activities.add", "GET", "/reports.get")
+    assert (add.method, add.path, report.method, report.path) == (
+        "GET",
+        "/activities.add",
+        "GET",
+        "/reports.get",
+    )
     assert add.headers["Authorization"] == f"Bearer {per.activity_token}"
     assert report.headers["Authorization"] == f"Bearer {per.reporting_token}"
     for request in (add, report):
@@ -152,7 +219,9 @@ def test_cookies_are_not_kept(make_queue):
 def test_redirects_are_not_followed(per, make_queue, status):
     """A redirect is not an answer, and the token goes nowhere else (invariants 2, 9)."""
     with Sandbox() as elsewhere:
-        per.set_fault(Redirect(f"{elsewhere.url}/activities.add?billingId=x&userId=y&activityTypeId=z", status))
+        per.set_fault(
+            Redirect(f"{elsewhere.url}/activities.add?billingId=x&userId=y&activityTypeId=z", status)
+        )
         queue = make_queue()
         queue.record("GROUP_A", "USER_1")
         with pytest.raises(FlushTimeout, match=f"HTTP {status}"):

@@ -48,7 +48,9 @@ def log():
     above.setLevel(logging.INFO)
     root = logging.getLogger()
     former = root.level
-    known = [logging.getLogger(name) for name in ("httpx", "httpcore", "h11", "asyncio", "perqueue", "filelock")]
+    known = [
+        logging.getLogger(name) for name in ("httpx", "httpcore", "h11", "asyncio", "perqueue", "filelock")
+    ]
     levels = [logger.level for logger in known]
     for logger in (root, *known):
         logger.setLevel(logging.DEBUG)
@@ -107,9 +109,19 @@ def attempt(queue):
     call(queue.stats)
     call(queue.get_report)
     texts += [repr(queue), repr(receipt), repr(queue._settings), str(vars(queue))]
-    with PerClient(**{name: getattr(queue._settings, name) for name in (
-        "activity_token", "reporting_token", "base_url", "request_timeout", "transport", "proxy",
-    )}) as client:
+    with PerClient(
+        **{
+            name: getattr(queue._settings, name)
+            for name in (
+                "activity_token",
+                "reporting_token",
+                "base_url",
+                "request_timeout",
+                "transport",
+                "proxy",
+            )
+        }
+    ) as client:
         call(lambda: client.add_activity(GROUP, USER, "TYPE"))
         call(client.get_report)
         texts.append(repr(client))
@@ -170,10 +182,14 @@ def test_no_answer_makes_a_token_visible(per, secretive, log, tmp_path, name):
 @pytest.mark.parametrize(
     "make_error",
     [
-        lambda request: httpx.LocalProtocolError(f"Illegal header value {request.headers['Authorization']!r}"),
+        lambda request: httpx.LocalProtocolError(
+            f"Illegal header value {request.headers['Authorization']!r}"
+        ),
         lambda request: UnicodeEncodeError("ascii", request.headers["Authorization"], 0, 1, "ordinal"),
         lambda request: RuntimeError(f"with {request.headers['Authorization']}"),
-        lambda request: httpx.ConnectError(f"{request.headers['Authorization']} at {request.url}", request=request),
+        lambda request: httpx.ConnectError(
+            f"{request.headers['Authorization']} at {request.url}", request=request
+        ),
         lambda request: ValueError({"headers": str(request.headers["authorization"])}),
     ],
     ids=["header", "unicode", "runtime", "connect", "value"],
@@ -192,8 +208,11 @@ def bad_vault():
     raise RuntimeError(f"vault refused to give {SECRET}")
 
 
-@pytest.mark.parametrize("token", [bad_vault, lambda: f"{SECRET}\n", lambda: f"{SECRET} x", lambda: f"é{SECRET}"],
-                         ids=["raises", "line break", "space", "not ASCII"])
+@pytest.mark.parametrize(
+    "token",
+    [bad_vault, lambda: f"{SECRET}\n", lambda: f"{SECRET} x", lambda: f"é{SECRET}"],
+    ids=["raises", "line break", "space", "not ASCII"],
+)
 def test_a_callable_that_fails_makes_no_token_visible(secretive, log, tmp_path, token):
     """What a vault raises, or returns by mistake, is told without its content (invariant 9)."""
     queue = secretive(activity_token=token, reporting_token=token)
