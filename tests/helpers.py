@@ -143,7 +143,7 @@ class Child:
         """Tell whether the child says nothing for so long."""
         return self._output.next(timeout) is None
 
-    def tell(self, line: str) -> None:
+    def tell(self, line: object) -> None:
         """Write a line that the child's ``hear()`` returns."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{line}\n".encode())

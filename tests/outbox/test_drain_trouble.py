@@ -13,7 +13,7 @@ IN_FLIGHT = 8
 
 
 def test_lock_during_the_drain(per, make_queue, outbox, caplog):
-    """While another process locks the file for seconds, at most what was in flight is sent, and nothing twice."""
+    """While the file is locked for seconds, only what was in flight is sent, and nothing twice."""
     per.set_fault(Latency(0.01))
     queue = make_queue(max_in_flight=IN_FLIGHT)
     for n in range(400):
@@ -58,7 +58,7 @@ def test_short_locks_do_not_matter(per, make_queue, outbox):
 
 @pytest.mark.root
 def test_full_disk_during_the_drain(per, make_queue, small_disk):
-    """On a full disk what Per has answered is held, nothing more is sent, and space mends it without a repeat."""
+    """On a full disk answers are held and nothing more is sent; space mends it without a repeat."""
     per.set_fault(Hang(accept=True))
     queue = make_queue(small_disk / "outbox.db", max_in_flight=IN_FLIGHT)
     for n in range(300):
@@ -90,7 +90,7 @@ def test_full_disk_during_the_drain(per, make_queue, small_disk):
 
 
 def test_outcomes_that_cannot_be_stored_at_the_end_are_sent_again(per, make_queue, outbox):
-    """If even close() cannot store an outcome, the activity stays pending and the next start sends it again."""
+    """If even close() cannot store an outcome, the activity stays pending, and the next start sends it."""
     per.set_fault(Hang(accept=True))
     queue = make_queue(exit_timeout=1.0)
     queue.record("GROUP", "USER")

@@ -30,7 +30,7 @@ def outbox(path):
         yield each
 
 
-def settle(outbox, activity, event, through=0, at=NOW, not_before=None):
+def settle(outbox, activity, event, through=0, *, at=NOW, not_before=None):
     transaction = f"T{activity.id}" if event is Event.ACCEPT else None
     settlement = Settlement(
         activity=activity,
@@ -248,7 +248,7 @@ History.TestCase.settings = settings(max_examples=40, stateful_step_count=25, de
 
 
 class TestHistory(History.TestCase):
-    """Over any history, pending is what a full count says, and nothing settled is claimed (invariants 1 to 3)."""
+    """Over any history, pending is what a full count says, and nothing settled is claimed (invariant 2)."""
 
 
 def test_ids_are_never_used_again(outbox, path):
@@ -363,7 +363,7 @@ def test_correcting_the_type_does_not_bless_a_damaged_row(outbox, path):
 
 
 def test_full_outbox_takes_nothing_more(path):
-    """At max_pending record() raises OutboxFull and stores nothing, until something is delivered (invariant 1)."""
+    """At max_pending record() stores nothing and says so, until something is delivered (invariant 1)."""
     with closing(SQLiteOutbox(path, ORIGIN, max_pending=10)) as outbox:
         for n in range(10):
             outbox.append("GROUP", f"USER_{n}", "TYPE", NOW)

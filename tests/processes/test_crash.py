@@ -1,6 +1,8 @@
 """`kill -9` at any moment: what was acknowledged arrives."""
 
+import os
 import random
+import signal
 import time
 
 from perqueue import PerQueue
@@ -11,10 +13,10 @@ UNSETTLED = 2 * 64
 """Outcomes that may have gathered for one transaction when the process is killed."""
 
 RECORD_IN_FOUR_THREADS = """
-    acks, run, acknowledge_first = int(sys.argv[1]), sys.argv[2], len(sys.argv) > 3
-    queue = PerQueue(max_in_flight=8)
+    acks, acknowledge_first = int(sys.argv[1]), len(sys.argv) > 2
+    from perqueue._worker import warm_up
 
-    def work(thread):
+    def work(queue, run, thread):
         n = 0
         while True:
             user = f"{run}-{thread}-{n}"
@@ -29,23 +31,31 @@ RECORD_IN_FOUR_THREADS = """
             if n % 5 == 0:
                 time.sleep(0.02)
 
-    for thread in range(4):
-        threading.Thread(target=work, args=(thread,), daemon=True).start()
-    say("ready")
-    while True:
-        time.sleep(60)
+    warm_up()  # once; each run is a fork of this process, which has no queue itself
+    while run := hear():
+        if pid := os.fork():
+            os.waitpid(pid, 0)
+            say("dead")
+            continue
+        queue = PerQueue(max_in_flight=8)
+        for thread in range(4):
+            threading.Thread(target=work, args=(queue, run, thread), daemon=True).start()
+        say(f"ready {os.getpid()}")
+        while True:
+            time.sleep(60)
 """
 
 
 def kill_at_random(env, runs, *more):
     """Run and kill recorders on one outbox; return what they acknowledged."""
     with AckPipe() as pipe:
-        for run in range(runs):
-            arguments = (pipe.writer, run, *more)
-            with Child(RECORD_IN_FOUR_THREADS, *arguments, env=env, pass_fds=[pipe.writer]) as child:
-                child.expect("ready")
+        with Child(RECORD_IN_FOUR_THREADS, pipe.writer, *more, env=env, pass_fds=[pipe.writer]) as child:
+            for run in range(runs):
+                child.tell(run)
+                pid = int(child.expect("ready"))
                 pipe.drain(random.uniform(0.02, 0.25))
-                child.kill()
+                os.kill(pid, signal.SIGKILL)
+                child.expect("dead")
         return pipe.acknowledged()
 
 

@@ -309,8 +309,9 @@ def test_waking_ends_any_other_wait_with_one_probe(pace, clock, gate):
     assert (pace.allowance(), pace.wait()) == (1, 0.0)
 
 
-def test_waking_again_and_again_is_one_probe_every_tenth_of_a_second(pace, clock):
-    """However many callers of `flush()` ask, probes keep a distance (invariant 6)."""
+def test_waking_again_and_again_is_one_probe_every_tenth_of_a_second(clock):
+    """However many callers of `flush()` ask, they bring about ten probes a second (invariant 6)."""
+    pace = Pace(RetryPolicy(base=1e6, cap=1e6), 32, clock)
     probes = 0
     pace.failed(clock.now, "no answer")
     for _ in range(1_000):
@@ -320,7 +321,7 @@ def test_waking_again_and_again_is_one_probe_every_tenth_of_a_second(pace, clock
             pace.sending()
             probes += 1
             pace.failed(clock.now, "no answer")
-    assert probes <= 11
+    assert 9 <= probes <= 11
 
 
 def test_waking_starts_the_waits_from_the_beginning(pace, clock):

@@ -317,7 +317,7 @@ def test_a_queue_that_was_never_used_has_no_drain_thread(per, make_queue):
     assert per.requests == 0
 
 
-def test_opening_and_closing_a_thirty_times_leaks_nothing(per, make_queue):
+def test_opening_and_closing_thirty_times_leaks_nothing(per, make_queue):
     """Descriptors and threads are given back each time."""
     with make_queue() as queue:
         record(queue, 1)

@@ -62,6 +62,7 @@ def test_what_is_no_answer_leaves_the_activity_pending(per, make_queue, fault):
     per.set_fault(fault)
     queue = make_queue()
     receipt = queue.record("GROUP_A", "USER_1")
+    per.wait_for_requests(1)
     began = time.monotonic()
     with pytest.raises(FlushTimeout) as caught:
         queue.flush(timeout=0.15)
@@ -69,7 +70,6 @@ def test_what_is_no_answer_leaves_the_activity_pending(per, make_queue, fault):
     assert caught.value.pending == 1
     assert isinstance(caught.value, TimeoutError)
     assert (queue.stats().pending, queue.stats().rejected, queue.stats().delivered) == (1, 0, 0)
-    assert per.requests >= 1
     per.clear_faults()
     assert receipt.wait(5) == per.activities[-1].transaction_id
     assert (queue.stats().pending, queue.stats().delivered) == (0, 1)
@@ -198,10 +198,10 @@ def test_every_failure_of_the_network_leaves_the_activity_pending(make_queue, er
     assert receipt.wait(5) == "t1"
 
 
-def test_the_names_of_hosts_that_do_not_exist_are_no_answer(make_queue, outbox):
-    """A name that cannot be resolved is a failure like any other: the activity is kept (invariant 3)."""
-    queue = make_queue(base_url="https://per.invalid")
+def test_a_host_name_that_cannot_be_looked_up_is_no_answer(make_queue):
+    """A name that no resolver takes is a failure like any other: the activity is kept (invariant 3)."""
+    queue = make_queue(base_url=f"https://{'x' * 64}.example")
     queue.record("GROUP_A", "USER_1")
     with pytest.raises(FlushTimeout):
-        queue.flush(timeout=0.5)
+        queue.flush(timeout=0.3)
     assert queue.stats().pending == 1
