@@ -55,9 +55,7 @@ def interpret(  # noqa: PLR0911 - one return for each row of the table
     if status in (429, 503):
         wait = retry_after(headers, now)
         if status == 429 or wait is not None:
-            return Outcome(
-                verdict=Verdict.RATE_LIMITED, reason=in_words, retry_after=wait, status=status
-            )
+            return Outcome(verdict=Verdict.RATE_LIMITED, reason=in_words, retry_after=wait, status=status)
     if status in _NO_ANSWER_STATUS or not (200 <= status < 300 or 400 <= status < 500):
         return Outcome(verdict=Verdict.NO_ANSWER, reason=in_words, status=status)
     if ok is True and status < 300:
@@ -70,9 +68,7 @@ def interpret(  # noqa: PLR0911 - one return for each row of the table
         if _TRANSIENT.search(_CAMEL.sub(" ", words or "")):
             return Outcome(verdict=Verdict.NO_ANSWER, reason=reason, status=status)
         return Outcome(verdict=Verdict.REJECTED, reason=reason or "no reason given", status=status)
-    return Outcome(
-        verdict=Verdict.NO_ANSWER, reason=f"HTTP {status}, not an answer of Per's", status=status
-    )
+    return Outcome(verdict=Verdict.NO_ANSWER, reason=f"HTTP {status}, not an answer of Per's", status=status)
 
 
 def parse_json(body: bytes) -> dict[str, Any] | None:
@@ -89,14 +85,15 @@ def reason_of(answer: Mapping[str, Any]) -> str | None:
     for key in ("message", "error"):
         value = answer.get(key)
         if value not in (None, ""):
-            return presentable(value if isinstance(value, str) else json.dumps(value))
+            # In full: whoever shows it takes the token out first, which a cut might leave in part.
+            return presentable(value if isinstance(value, str) else json.dumps(value), longest=None)
     return None
 
 
-def presentable(text: str) -> str:
+def presentable(text: str, *, longest: int | None = _LONGEST_REASON) -> str:
     """Make a foreign text fit to be stored and shown: one line, valid Unicode, not endless."""
     clean = text.encode("utf-8", "replace").decode()
-    return "".join(c if c.isprintable() else " " for c in clean)[:_LONGEST_REASON].strip()
+    return "".join(c if c.isprintable() else " " for c in clean).strip()[:longest]
 
 
 def _transaction_id(answer: Mapping[str, Any] | None) -> str | None:

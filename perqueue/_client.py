@@ -6,7 +6,7 @@ import os
 import threading
 from contextlib import suppress
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from perqueue._activity import Activity, Verdict, checked_id
 from perqueue._clock import SYSTEM_CLOCK
@@ -26,13 +26,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from datetime import datetime
     from types import TracebackType
-    from typing import Self
+    from typing import Self, Unpack
 
     import httpx
 
     from perqueue._settings import Token
 
 T = TypeVar("T")
+
+
+class ClientOptions(TypedDict, total=False):
+    """The options of the bare clients; what they mean stands at :class:`perqueue.PerQueue`."""
+
+    activity_token: Token | None
+    reporting_token: Token | None
+    activity_type_id: str | None
+    base_url: str | None
+    request_timeout: float
+    proxy: httpx.Proxy | httpx.URL | str | None
+    verify: ssl.SSLContext | bool
+    transport: httpx.AsyncBaseTransport | None
 
 
 class AsyncPerClient:
@@ -141,7 +154,7 @@ class PerClient:
     ...     print(per.get_report().unique("GROUP_A", "ACTIVITY_TYPE_ID"))
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Unpack[ClientOptions]) -> None:
         self._client = AsyncPerClient(**options)
         self._start_afresh()
         self._closed = False

@@ -290,8 +290,7 @@ class Drain:
                 self._complain(
                     Gate.BAD_TOKEN,
                     logging.ERROR,
-                    f"Per refused the activity token ({_public(activity, reason)}):"
-                    " everything is kept, delivery is paused",
+                    f"Per refused the activity token ({reason}): everything is kept, delivery is paused",
                 )
             case Verdict.RATE_LIMITED | Verdict.NO_ANSWER:
                 self._unanswered(activity, outcome, reason, sent_at)
@@ -349,7 +348,7 @@ class Drain:
                 self._complain(
                     Gate.BACKING_OFF,
                     logging.WARNING,
-                    f"Per does not answer ({_public(activity, reason)}): everything is kept, retrying",
+                    f"Per does not answer ({reason}): everything is kept, retrying",
                 )
 
     def _complain(self, about: str, level: int, message: str) -> None:
@@ -364,10 +363,3 @@ class Drain:
             self._complaints.clear()
             log.info("Per answers again: delivery goes on")
         self._feed.acquit()
-
-
-def _public(activity: Activity, reason: str) -> str:
-    """Return a reason that may be logged: without the activity's IDs."""
-    for value in (activity.billing_id, activity.user_id):
-        reason = reason.replace(value, "…")
-    return reason

@@ -69,7 +69,14 @@ class DeliveryLoop(asyncio.SelectorEventLoop):
                 self._resolver = DaemonResolver()
 
     async def getaddrinfo(
-        self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0  # noqa: A002
+        self,
+        host: Any,
+        port: Any,
+        *,
+        family: int = 0,
+        type: int = 0,  # noqa: A002 - asyncio's name
+        proto: int = 0,
+        flags: int = 0,
     ) -> Any:
         """Look up a host name on the daemon thread."""
         self.start_resolver()

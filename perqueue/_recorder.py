@@ -58,7 +58,8 @@ class PerQueue:
     :param outbox: path of a SQLite file of its own, created if missing with mode 0600
         (``PERQUEUE_OUTBOX``).
     :param activity_token: Per's token with the scope *activity*, or a callable that returns it
-        (``PER_ACTIVITY_TOKEN``). Required unless ``drain=False``.
+        (``PER_ACTIVITY_TOKEN``). Required unless ``drain=False``. A callable is asked for every request,
+        on the drain's thread: it must be quick, so let it cache.
     :param activity_type_id: what ``record()`` records unless told otherwise (``PER_ACTIVITY_TYPE_ID``,
         else ``ACTIVITY_TYPE_ID``).
     :param reporting_token: Per's token with the scope *reporting*, or a callable

@@ -194,7 +194,7 @@ class Wire:
             return f"no answer within {self._settings.request_timeout:g} s"
         if isinstance(error, _NotPer):
             return f"not an answer of Per's: {error}"
-        text = _redacted(presentable(str(error)), token, *ids)
+        text = presentable(_redacted(str(error), token, *ids))
         # A malformed header's error quotes it in full.
         name = type(error).__name__
         return name if not text or name in ("LocalProtocolError", "UnicodeEncodeError") else f"{name}: {text}"
@@ -212,19 +212,19 @@ class Wire:
             raise PerAPIError(message) from None
         answer = parse_json(body)
         code = reason_of(answer) if answer else None
-        code = code.replace(token, "[token]") if code else None
+        code = presentable(_redacted(code, token)) if code else None
         ok = answer.get("ok") if answer else None
         if status in (401, 403) or (ok is False and code == BAD_TOKEN_REASON):
             message = f"Per refused the reporting token (HTTP {status}, {code or 'no reason given'})"
             raise AuthenticationError(message, status=status, code=code)
-        if answer is None or ok not in (True, False):
+        if ok is not True and ok is not False:
             message = f"no report: HTTP {status}, not an answer of Per's"
             raise PerAPIError(message, status=status)
         if ok is False or not 200 <= status < 300:
             message = f"no report: HTTP {status}, {code or 'no reason given'}"
             raise PerAPIError(message, status=status, code=code)
         try:
-            return Report(answer["result"], self._settings.activity_type_id)
+            return Report((answer or {})["result"], self._settings.activity_type_id)
         except (KeyError, TypeError, AttributeError, ValueError):
             message = f"no report: HTTP {status}, ok, but its result is not a report"
             raise PerAPIError(message, status=status) from None

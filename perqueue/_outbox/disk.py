@@ -175,5 +175,3 @@ class DiskKeeper:
 def truncate(connection: sqlite3.Connection) -> None:
     """Empty the WAL, unless a reader in another process still needs it."""
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-
-

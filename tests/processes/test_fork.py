@@ -221,7 +221,7 @@ def test_record_in_somebody_elses_fork_hook(per, env):
 
 
 C_FORK = """
-    import ctypes
+    import _imp, ctypes
     queue = PerQueue(exit_timeout=1.0)
     queue.record("GROUP", "BEFORE").wait(10)
     stop = threading.Event()
@@ -236,11 +236,14 @@ C_FORK = """
     threads = [threading.Thread(target=work, args=(thread,), daemon=True) for thread in range(4)]
     for thread in threads:
         thread.start()
-    sys.setswitchinterval(1000)  # a thread that waits for the GIL in vain makes CPython's child hang
     for i in range(10):
         time.sleep(0.02)
-        pid = ctypes.PyDLL(None).fork()  # as uWSGI forks: without Python's hooks
-        if not pid:
+        _imp.acquire_lock()
+        pid = ctypes.PyDLL(None).fork()  # as uWSGI forks: without Python's hooks before
+        if pid:
+            _imp.release_lock()
+        else:
+            ctypes.pythonapi.PyOS_AfterFork_Child()  # without it CPython's own locks hang sometimes
             for attempt in (lambda: queue.record("GROUP", "CHILD"), queue.stats, queue.flush):
                 began = time.monotonic()
                 try:
@@ -256,6 +259,8 @@ C_FORK = """
             say("end")
             if sys.argv[1] == "close":
                 queue.close()
+            if sys.argv[1] == "exit":
+                sys.exit(0)
             os._exit(0)
         deadline = time.monotonic() + 10
         while os.waitpid(pid, os.WNOHANG) == (0, 0):
@@ -274,7 +279,7 @@ C_FORK = """
     """
 
 
-@pytest.mark.parametrize("ending", ["close", "_exit"])
+@pytest.mark.parametrize("ending", ["close", "exit", "_exit"])
 def test_fork_without_hooks_is_noticed(per, env, ending):
     """In a child of a fork in C, record() raises OutboxError with the remedy, and nothing hangs.
 
