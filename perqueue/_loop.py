@@ -6,7 +6,6 @@ import asyncio
 import queue
 import socket
 import threading
-from contextlib import suppress
 from typing import Any
 
 
@@ -58,15 +57,9 @@ def _resolve(answer: asyncio.Future[Any], result: object) -> None:
 class DeliveryLoop(asyncio.SelectorEventLoop):
     """The event loop that perqueue's own threads run."""
 
-    def __init__(self) -> None:
+    def __init__(self, resolver: DaemonResolver | None = None) -> None:
         super().__init__()
-        self._resolver: DaemonResolver | None = None
-
-    def start_resolver(self) -> None:
-        """Start the look-up thread now, while threads can still be started."""
-        if self._resolver is None:
-            with suppress(RuntimeError):  # the interpreter is shutting down
-                self._resolver = DaemonResolver()
+        self._resolver = resolver
 
     async def getaddrinfo(
         self,
@@ -79,10 +72,12 @@ class DeliveryLoop(asyncio.SelectorEventLoop):
         flags: int = 0,
     ) -> Any:
         """Look up a host name on the daemon thread."""
-        self.start_resolver()
         if self._resolver is None:
-            message = "no host name can be looked up while the interpreter is shutting down"
-            raise OSError(message)
+            try:
+                self._resolver = DaemonResolver()
+            except RuntimeError:
+                message = "no host name can be looked up while the interpreter is shutting down"
+                raise OSError(message) from None
         return await self._resolver.ask(self, host, port, family, type, proto, flags)
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from perqueue._drain import Drain
-from perqueue._loop import DeliveryLoop
+from perqueue._loop import DaemonResolver, DeliveryLoop
 from perqueue._pace import Gate, Pace
 from perqueue.exceptions import OutboxError
 
@@ -148,11 +148,18 @@ class Worker:
         with self._start_lock:
             if self.started or self._stopping:
                 return
+            resolver = None
             try:
                 self.started = True
-                self._thread = threading.Thread(target=self._run, name="perqueue-drain", daemon=True)
+                # Here, since a program may end with its first record(): Python 3.12 starts no thread then.
+                resolver = DaemonResolver() if self._looks_up_names else None
+                self._thread = threading.Thread(
+                    target=self._run, args=(resolver,), name="perqueue-drain", daemon=True
+                )
                 self._thread.start()
             except BaseException as error:
+                if resolver is not None:
+                    resolver.close()
                 self.started = False
                 self._thread = None  # should it run after all, it ends at once
                 # RuntimeError: the interpreter is shutting down, and what is pending stays on disk.
@@ -203,11 +210,11 @@ class Worker:
 
     # -- on the thread
 
-    def _run(self) -> None:
+    def _run(self, resolver: DaemonResolver | None) -> None:
         with self._start_lock:
             if self._thread is not threading.current_thread():
                 return
-        loop = self._loop = DeliveryLoop()
+        loop = self._loop = DeliveryLoop(resolver)
         try:
             loop.run_until_complete(self._main())
         except Exception:
@@ -218,8 +225,6 @@ class Worker:
 
     async def _main(self) -> None:
         self._event = asyncio.Event()
-        if self._loop is not None and self._looks_up_names:
-            self._loop.start_resolver()
         deliverer = self._deliverer()
         lock = self._new_lock()
         try:

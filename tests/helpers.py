@@ -101,12 +101,13 @@ class Child:
         pass_fds: Iterable[int] = (),
         wrapper: Iterable[str] = (),
         isolated: bool = False,
+        measured: bool = True,
     ) -> None:
+        """Start it; without coverage's measuring if that would hang on a lock of its own (signals, forks)."""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         code = textwrap.dedent(script) if isolated else PREAMBLE + textwrap.dedent(script)
-        clean = {
-            name: value for name, value in os.environ.items() if not name.startswith(("PER_", "PERQUEUE_"))
-        }
+        unwanted = ("PER_", "PERQUEUE_") if measured else ("PER_", "PERQUEUE_", "COVERAGE_", "COV_")
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
         self.process = subprocess.Popen(
             [*wrapper, sys.executable, "-c", code, *map(str, arguments)],
             stdin=subprocess.PIPE,

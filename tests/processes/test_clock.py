@@ -18,6 +18,7 @@ JUMPS = {
     "ten years back": -87_600 * HOUR,
 }
 each_jump = pytest.mark.parametrize("jump", JUMPS.values(), ids=JUMPS)
+two_jumps = pytest.mark.parametrize("jump", [87_600 * HOUR, -HOUR], ids=["ten years ahead", "an hour back"])
 
 QUICK = RetryPolicy(base=0.05, cap=0.2, activity_cap=0.5)
 
@@ -48,7 +49,7 @@ def test_backoff_ends(per, make_queue, clock, jump):
     until(lambda: queue.stats().pending == 0, "all is settled", 3)
 
 
-@each_jump
+@two_jumps
 def test_retry_after_ends(per, make_queue, clock, jump):
     """A `Retry-After` of a second is obeyed for a second, whatever the wall clock says meanwhile."""
     per.set_fault(RateLimited(1), times=1)
@@ -61,7 +62,7 @@ def test_retry_after_ends(per, make_queue, clock, jump):
     assert 0.8 < time.monotonic() - asked < 3
 
 
-@each_jump
+@two_jumps
 def test_stored_hold_ends_after_a_restart(per, make_queue, clock, jump):
     """A `Retry-After` that a restart finds in the outbox holds no longer than Per had asked for at most."""
     retry = RetryPolicy(retry_after_cap=1.5)

@@ -11,7 +11,7 @@ from perqueue import PerQueue
 from perqueue.sandbox import BadToken, Hang, Html, Status
 from tests.helpers import Child, until, users
 
-EXIT_TIMEOUT = 1.0
+EXIT_TIMEOUT = 0.8
 MARGIN = 1.5
 
 IN_A_FUNCTION = """
@@ -21,7 +21,7 @@ main()
 """
 
 PROGRAM = """
-queue = PerQueue(exit_timeout=1.0)
+queue = PerQueue(exit_timeout=0.8)
 for n in range(5):
     queue.record("GROUP", f"USER_{n}")
 say(f"ending {time.monotonic()}")
@@ -95,7 +95,7 @@ def test_exit_with_an_unknown_host_is_not_held_up(env):
 def test_exit_timeout_0_does_not_wait(per, env, outbox, options):
     """With exit_timeout=0 a program ends at once, and what it recorded is kept."""
     per.set_fault(Hang())
-    with Child(PROGRAM.replace("1.0", "0"), env=env) as child:
+    with Child(PROGRAM.replace("0.8", "0"), env=env) as child:
         took, errors = ended(child)
         assert (child.process.returncode, errors) == (0, "")
     assert took < MARGIN
@@ -123,7 +123,7 @@ def test_exit_inside_asyncio_run(per, env, ending):
     program = f"""
     import asyncio
     async def main():
-        queue = PerQueue(exit_timeout=1.0)
+        queue = PerQueue(exit_timeout=0.8)
         for n in range(5):
             queue.record("GROUP", f"USER_{{n}}")
         kept.append(queue)
@@ -175,7 +175,7 @@ def test_recording_at_exit(per, env, outbox):
     """A program's own exit handler may still record; what nobody delivers any more is kept."""
     program = """
     import atexit
-    queue = PerQueue(exit_timeout=1.0)
+    queue = PerQueue(exit_timeout=0.8)
     def last():
         try:
             queue.record("GROUP", "LAST")
@@ -196,7 +196,7 @@ def test_first_record_at_exit(per, env, make_queue):
     """A queue that is used for the first time while the interpreter ends loses nothing and says nothing."""
     program = """
     import atexit
-    queue = PerQueue(exit_timeout=1.0)
+    queue = PerQueue(exit_timeout=0.8)
     atexit.register(lambda: queue.record("GROUP", "LATE"))
     """
     with Child(program, env=env) as child:
@@ -209,7 +209,7 @@ def test_many_queues_share_the_exit_timeout(per, env, tmp_path):
     """Several queues of one program have exit_timeout together, not one after the other."""
     per.set_fault(Hang())
     program = """
-    queues = [PerQueue(f"{sys.argv[1]}/{n}.db", exit_timeout=1.0) for n in range(5)]
+    queues = [PerQueue(f"{sys.argv[1]}/{n}.db", exit_timeout=0.8) for n in range(5)]
     for queue in queues:
         queue.record("GROUP", "USER")
     say(f"ending {time.monotonic()}")

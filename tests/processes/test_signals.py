@@ -31,7 +31,7 @@ RECORDING_HANDLER = """
 @pytest.mark.parametrize("durability", ["process", "power"])
 def test_handler_may_record_inside_record(per, env, durability):
     """A signal handler may record while its thread is inside record(): nothing hangs, nothing is lost."""
-    with Child(RECORDING_HANDLER, durability, env=env) as child:
+    with Child(RECORDING_HANDLER, durability, env=env, measured=False) as child:
         main, handled = map(int, child.succeed(40))
     assert main > 0
     assert handled > 10
@@ -59,7 +59,7 @@ def test_handler_may_record_inside_the_first_record(per, env, tmp_path):
         with PerQueue(f"{sys.argv[1]}/{n}.db"):
             pass
     """
-    with Child(script, tmp_path, env=env) as child:
+    with Child(script, tmp_path, env=env, measured=False) as child:
         child.succeed(30)
     assert {f"main-{n}" for n in range(40)} <= set(users(per))
 
@@ -113,7 +113,7 @@ def test_handler_may_raise_inside_record(per, env, durability, times):
 
     What record() returned for is delivered all the same (invariant 1).
     """
-    with Child(RAISING_HANDLER, durability, times, env=env) as child:
+    with Child(RAISING_HANDLER, durability, times, env=env, measured=False) as child:
         assert int(child.expect("raised", timeout=40)) > 50
         assert child.expect("other").startswith("<Receipt")
         count = int(child.expect("returned"))
@@ -134,7 +134,7 @@ def test_keyboard_interrupt_in_flush(per, env, make_queue):
     except KeyboardInterrupt:
         say("interrupted")
     """
-    with Child(script, env=env) as child:
+    with Child(script, env=env, measured=False) as child:
         child.expect("flushing")
         child.process.send_signal(2)
         child.expect("interrupted", timeout=5)
