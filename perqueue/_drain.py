@@ -72,6 +72,7 @@ class Drain:
         self._position = outbox.position()
         self._feed = Feed(outbox, pace, clock, policy.activity_cap, self._position.drained_through)
         self._answered_at = self._woken_at = float("-inf")
+        self._failures = 0  # requests without an answer since the last answer
         self._lanes: set[asyncio.Task[None]] = set()
         self._settler = Settler(outbox, self._feed, pace, observer, clock, wake=self._event.set)
         self._excused: tuple[str | None, int] = (None, 0)
@@ -304,6 +305,7 @@ class Drain:
 
     def _got_through(self, sent_at: float) -> None:
         self._answered_at = self._clock.monotonic()
+        self._failures = 0
         self._pace.answered(sent_at)
 
     def _refused(self, activity: Activity, reason: str, sent_at: float) -> None:
@@ -328,6 +330,7 @@ class Drain:
 
     def _unanswered(self, activity: Activity, outcome: Outcome, reason: str, sent_at: float) -> None:
         """Keep it pending: on its own account if others get through, else as a suspect of an outage."""
+        self._failures += 1
         own = activity.attempts > 0 or self._answered_at > min(sent_at, self._feed.failed_at(activity))
         if own:
             wait = jittered(self._policy.base, self._policy.activity_cap, activity.attempts + 1)
@@ -340,7 +343,7 @@ class Drain:
             self._settler.put(activity, Event.DEFER, sent_at, reason=reason)
         if outcome.verdict is Verdict.RATE_LIMITED:
             self._pace.throttled(sent_at, reason, outcome.retry_after)
-        elif own and self._pace.gate is None:
+        elif own and self._pace.gate is None and self._failures < 2 * max(4, self._pace.limit):
             self._pace.stumbled()
         else:
             self._pace.failed(sent_at, reason)

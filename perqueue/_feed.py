@@ -63,25 +63,38 @@ class Feed:
         """Claim enough for every request that may be in flight."""
         if self.hungry():
             want = 2 * self._low_water() - len(self._ready)
-            came = self._claim_due(want)
+            # Known offenders get half the room, so that there is always some for the others.
+            offenders = sum(1 for activity in self._ready if activity.attempts)
+            self._claim_due(min(want, self._low_water() // 2 - offenders))
+            came = 0
             if self.fresh and self.hungry():
                 self.fresh = False  # before the look: a record() during it sets it again
                 claimed = self._outbox.claim(self._cursor, want)
                 if claimed:
                     self.fresh = True
                     self._cursor = claimed[-1].id
-                    came += self._take(claimed)
-            if came and self._pace.gate is Gate.BACKING_OFF and len(self._suspects) == 1:
-                # Everything that failed is one activity: ask with another before calling it an outage.
+                    came = self._take(claimed)
+            if came and self._pace.gate is Gate.BACKING_OFF and len(self._suspects) <= 1:
+                # What failed are known offenders and one more: ask with another before calling it an outage.
                 self._pace.wake()
         if self._pace.gate is Gate.REFUSED and not self._pace.wait():
             self._take_newest()
 
     def next(self) -> Activity | None:
         """Hand out an activity; in an outage one that has not failed, as far as memory allows."""
+        if self._pace.gate is not None and self._ready and self._ready[0].attempts:
+            self._bring_forward_an_innocent()
         few = self._pace.gate is None or len(self._suspects) < _MOST_SUSPECTS
         source = self._ready if self._ready and (few or not self._suspects) else self._suspects
         return source.popleft() if source else None
+
+    def _bring_forward_an_innocent(self) -> None:
+        """Let the probe be one that has never failed on its own account, if there is one."""
+        for place, activity in enumerate(self._ready):
+            if not activity.attempts:
+                del self._ready[place]
+                self._ready.appendleft(activity)
+                return
 
     def put_back(self, activity: Activity) -> None:
         """Keep an activity whose failure says nothing about it."""
@@ -115,7 +128,7 @@ class Feed:
     def _low_water(self) -> int:
         return 2 * self._pace.limit + 8
 
-    def _claim_due(self, want: int) -> int:
+    def _claim_due(self, want: int) -> None:
         now = self._clock.time_ms()
         farthest = now + self._cap_ms
         if self._recheck_due:
@@ -124,11 +137,13 @@ class Feed:
         due = self._next_due
         if due is None or not (self._all_due or due <= now or due > farthest):
             self._all_due = False
-            return 0
+            return
+        if want <= 0:
+            return
         claimed = self._outbox.claim_due(None if self._all_due else now, farthest, want, self._outstanding)
         self._all_due = self._all_due and len(claimed) == want
         self._recheck_due = True
-        return self._take(claimed)
+        self._take(claimed)
 
     def _take_newest(self) -> None:
         """Probe with what was recorded last: it is likeliest to have a corrected activity type."""

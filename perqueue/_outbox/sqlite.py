@@ -6,14 +6,14 @@ import functools
 import os
 import sqlite3
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from perqueue._activity import TRANSITIONS, Activity, Event, State, checksum
 from perqueue._outbox.connection import BUSY_TIMEOUT, is_busy, outbox_error, retry_busy, storage_errors
 from perqueue._outbox.protocol import Hold, Position, Settled
 from perqueue._outbox.queries import APPEND, CLAIM, CLAIM_DUE, COLUMNS, DEFER, LOG_ATTEMPT, PENDING, SETTLE
 from perqueue._outbox.session import IDENTITY_INTERVAL_MS, Session, is_owned, release_after_all
-from perqueue.exceptions import OutboxFull
+from perqueue.exceptions import OutboxError, OutboxFull
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -65,6 +65,8 @@ class SQLiteOutbox(Session):
             if not nested and not lock.acquire(blocking=False) and not lock.acquire(timeout=BUSY_TIMEOUT):
                 self._locked()
             connection = self._connection
+            if nested and connection is not None and connection.in_transaction:
+                self._in_transaction()
             if connection is None:
                 connection = self._usable()
             elif abs(recorded_at - self._checked_at) >= IDENTITY_INTERVAL_MS:
@@ -89,6 +91,14 @@ class SQLiteOutbox(Session):
             with storage_errors(self._path):
                 self._disk.sync()
         return activity_id
+
+    def _in_transaction(self) -> NoReturn:
+        # It would be committed, or rolled back, with what was interrupted.
+        message = (
+            "record() was called by a finalizer or a signal handler in the middle of one of perqueue's own"
+            " transactions, and cannot be committed there: record it again, from elsewhere"
+        )
+        raise OutboxError(message)
 
     def _append_again(
         self, connection: sqlite3.Connection, values: tuple[object, ...], error: sqlite3.Error
