@@ -70,7 +70,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 
 
 class Verdict(StrEnum):
-    """What an answer to one request means (the table in :mod:`perqueue._client`)."""
+    """What an answer to one request means (the table in :mod:`perqueue._answers`)."""
 
     ACCEPTED = "accepted"
     REJECTED = "rejected"
@@ -144,4 +144,5 @@ def checksum(billing_id: str, user_id: str, activity_type_id: str, recorded_at: 
 
     The parts are joined with NUL, which no ID contains.
     """
-    return crc32(f"{recorded_at}\0{billing_id}\0{user_id}\0{activity_type_id}".encode())
+    text = f"{recorded_at}\0{billing_id}\0{user_id}\0{activity_type_id}"
+    return crc32(text.encode("utf-8", "surrogateescape"))

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from perqueue._settings import Token
 
 T = TypeVar("T")
+_abandoned: list[object] = []
 
 
 class ClientOptions(TypedDict, total=False):
@@ -163,6 +164,10 @@ class PerClient:
         return repr(self._client).replace("AsyncPerClient", "PerClient")
 
     def _start_afresh(self) -> None:
+        # In a forked child the parent's loop is kept alive for good: collecting it would end the
+        # registrations of an epoll descriptor that both processes share.
+        if (loop := getattr(self, "_loop", None)) is not None:
+            _abandoned.append(loop)
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from perqueue._activity import Event, Outcome, Verdict
@@ -32,6 +33,8 @@ log = logging.getLogger("perqueue")
 TICK = 0.085
 """Seconds after which a record() in another process is noticed at the latest."""
 _STUCK_RETRY = 0.5
+_OUTAGE = 5
+"""Failures in a row that mean an outage even if each failed before, when nothing else is there to try."""
 _PRUNE_BATCH = 50
 _PRUNE_INTERVAL = 60.0
 _MOST_KEPT = 10_000_000
@@ -102,7 +105,7 @@ class Drain:
         self._call(self._stop, grace)
 
     def _call(self, function: Callable[..., object], *args: object) -> None:
-        if not self._loop.is_closed():
+        with suppress(RuntimeError):  # the loop was closed: this term is over
             self._loop.call_soon_threadsafe(function, *args)
 
     # -- called in the loop
@@ -195,22 +198,40 @@ class Drain:
     async def _finish(self) -> None:
         """Let requests in flight end, and settle them: what was accepted is not sent again."""
         self._stopping = True
-        if self._lanes:
-            _, unfinished = await asyncio.wait(set(self._lanes), timeout=self._grace)
-            for lane in unfinished:
-                lane.cancel()
-            if unfinished:
-                await asyncio.wait(unfinished, timeout=1.0)
+        self._write_down()  # whoever waits need not wait for those in flight
+        stopped_at = None
+        while self._lanes:
+            left = None
+            if self._grace is not None:  # it may come while this waits
+                stopped_at = stopped_at or self._clock.monotonic()
+                left = stopped_at + self._grace - self._clock.monotonic()
+                if left <= 0:
+                    break
+            self._event.clear()
+            told = self._loop.create_task(self._event.wait())
+            await asyncio.wait({told, *self._lanes}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            told.cancel()
+        lanes = set(self._lanes)
+        for lane in lanes:
+            lane.cancel()
+        if lanes:
+            await asyncio.wait(lanes, timeout=1.0)
+        if not self._write_down():
+            log.error(
+                "%d outcomes could not be stored, and those activities will be sent again: %s",
+                len(self._settler),
+                self.trouble,
+            )
+
+    def _write_down(self) -> bool:
         try:
             self._settler.settle(now=True)
             self._settler.store_hold(answered=self._answered_at > float("-inf"))
             self._outbox.set_drainer(None)
-        except Exception as error:  # noqa: BLE001 - it ends here in any case
-            log.error(
-                "%d outcomes could not be stored, and those activities will be sent again: %s",
-                len(self._settler),
-                error,
-            )
+        except Exception as error:  # noqa: BLE001 - there is a second try, and then it ends in any case
+            self.trouble = str(error)
+            return False
+        return True
 
     # -- claiming
 
@@ -229,8 +250,9 @@ class Drain:
             self._next_tick = now + 2.0
             self._observer.on_tick()
         if now >= self._next_prune:
-            more = self._outbox.prune(self._clock.time_ms() - self._keep_ms, _MOST_KEPT, _PRUNE_BATCH)
-            self._next_prune = now + (0.01 if more else _PRUNE_INTERVAL)
+            self._next_prune = now + _PRUNE_INTERVAL  # also if that raises: delivery matters more
+            if self._outbox.prune(self._clock.time_ms() - self._keep_ms, _MOST_KEPT, _PRUNE_BATCH):
+                self._next_prune = now + 0.01
 
     # -- delivering
 
@@ -261,8 +283,6 @@ class Drain:
             sent_at = self._clock.monotonic()
             try:
                 outcome = await self._deliver(activity)
-            except asyncio.CancelledError:
-                raise
             except Exception as error:  # noqa: BLE001 - one activity must not stop the others
                 reason = f"perqueue failed: {type(error).__name__}"
                 outcome = Outcome(verdict=Verdict.NO_ANSWER, reason=reason)
@@ -343,8 +363,9 @@ class Drain:
             self._settler.put(activity, Event.DEFER, sent_at, reason=reason)
         if outcome.verdict is Verdict.RATE_LIMITED:
             self._pace.throttled(sent_at, reason, outcome.retry_after)
-        elif own and self._pace.gate is None and self._failures < 2 * max(4, self._pace.limit):
-            self._pace.stumbled()
+        elif own and self._pace.gate is None and (self._failures < _OUTAGE or self._feed.untried()):
+            if not activity.attempts:  # a known one's failure says nothing of Per
+                self._pace.stumbled()
         else:
             self._pace.failed(sent_at, reason)
             if self._pace.failures > 1:

@@ -10,6 +10,7 @@ import weakref
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from perqueue._client import Reporter
     from perqueue._outbox import Outbox
     from perqueue._worker import Worker
 
@@ -43,20 +44,22 @@ def _at_exit() -> None:
         queue.deliver_at_exit(began)
 
 
-def end(outbox: Outbox, worker: Worker | None, grace: float) -> None:
-    """Stop the threads and close the outbox; requests in flight have ``grace`` seconds."""
+def end(outbox: Outbox, worker: Worker | None, reporter: Reporter, grace: float) -> None:
+    """Stop the threads and close what is open; requests in flight have ``grace`` seconds."""
     if worker is not None:
         worker.stop(grace)
     outbox.close()
+    reporter.close()
 
 
-def end_elsewhere(outbox: Outbox, worker: Worker | None, grace: float = 0.0) -> None:
+def end_elsewhere(outbox: Outbox, worker: Worker | None, reporter: Reporter, grace: float = 0.0) -> None:
     """Do as :func:`end`, on a thread of its own.
 
     For callers that must not wait: the garbage collector, which may run anywhere and under any lock, and
     the drain's own thread.
     """
     try:
-        threading.Thread(target=end, args=(outbox, worker, grace), name="perqueue-end", daemon=True).start()
+        arguments = (outbox, worker, reporter, grace)
+        threading.Thread(target=end, args=arguments, name="perqueue-end", daemon=True).start()
     except RuntimeError:
         log.debug("dropped while the interpreter ends")

@@ -38,7 +38,8 @@ class Feed:
         self._outstanding: dict[int, Activity] = {}
         self._next_due: int | None = None
         self._recheck_due = True
-        self._all_due = False
+        self._sweep: int | None = None
+        self._newest_probed = 0
         self.fresh = True
         """Whether there may be activities above the cursor; set by ``record()`` from any thread."""
 
@@ -49,31 +50,30 @@ class Feed:
         """Tell whether anything is claimed, or waits in the outbox on its own account."""
         return bool(self._ready or self._suspects or self._next_due is not None or self._recheck_due)
 
+    def untried(self) -> bool:
+        """Tell whether there is anything to send that has not failed on its own account."""
+        return self.fresh or any(not activity.attempts for activity in self._ready)
+
     def hungry(self) -> bool:
         """Tell whether more should be claimed."""
         return len(self._ready) < self._low_water()
 
     def look_again(self, *, all_due: bool = False) -> None:
         """Look for what other processes recorded or requeued; or claim whatever waits on its own account."""
-        self.fresh = self.fresh or not all_due
+        self.fresh = True
         self._recheck_due = True
-        self._all_due = self._all_due or all_due
+        if all_due:
+            self._sweep = 0
 
     def fill(self) -> None:
         """Claim enough for every request that may be in flight."""
         if self.hungry():
             want = 2 * self._low_water() - len(self._ready)
+            came = self._claim_fresh(want // 2)
             # Known offenders get half the room, so that there is always some for the others.
             offenders = sum(1 for activity in self._ready if activity.attempts)
-            self._claim_due(min(want, self._low_water() // 2 - offenders))
-            came = 0
-            if self.fresh and self.hungry():
-                self.fresh = False  # before the look: a record() during it sets it again
-                claimed = self._outbox.claim(self._cursor, want)
-                if claimed:
-                    self.fresh = True
-                    self._cursor = claimed[-1].id
-                    came = self._take(claimed)
+            due = self._claim_due(min(want - came, self._low_water() // 2 - offenders))
+            came += self._claim_fresh(want - came - due)
             if came and self._pace.gate is Gate.BACKING_OFF and len(self._suspects) <= 1:
                 # What failed are known offenders and one more: ask with another before calling it an outage.
                 self._pace.wake()
@@ -128,31 +128,51 @@ class Feed:
     def _low_water(self) -> int:
         return 2 * self._pace.limit + 8
 
-    def _claim_due(self, want: int) -> None:
+    def _claim_fresh(self, want: int) -> int:
+        if not self.fresh or want < 1:
+            return 0
+        self.fresh = False  # before the look: a record() during it sets it again
+        try:
+            claimed = self._outbox.claim(self._cursor, want)
+        except BaseException:
+            self.fresh = True
+            raise
+        if not claimed:
+            return 0
+        self.fresh = True
+        self._cursor = claimed[-1].id
+        return self._take(claimed)
+
+    def _claim_due(self, want: int) -> int:
+        if want < 1:
+            return 0
+        if self._sweep is not None:  # each once, by ID, whatever its time: what fails again has had its turn
+            claimed = self._outbox.claim_waiting(self._sweep, want)
+            self._sweep = claimed[-1].id if claimed else None
+            return self._take(claimed)
         now = self._clock.time_ms()
         farthest = now + self._cap_ms
         if self._recheck_due:
-            self._recheck_due = False
             self._next_due = self._outbox.next_due()
+            self._recheck_due = False
         due = self._next_due
-        if due is None or not (self._all_due or due <= now or due > farthest):
-            self._all_due = False
-            return
-        if want <= 0:
-            return
-        claimed = self._outbox.claim_due(None if self._all_due else now, farthest, want, self._outstanding)
-        self._all_due = self._all_due and len(claimed) == want
+        if due is None or now < due <= farthest:
+            return 0
+        claimed = self._outbox.claim_due(now, farthest, want, self._outstanding)
         self._recheck_due = True
-        self._take(claimed)
+        return self._take(claimed)
 
     def _take_newest(self) -> None:
         """Probe with what was recorded last: it is likeliest to have a corrected activity type."""
         newest = self._outbox.claim(self._outbox.position().last_id - 1, 1)
         self._take(newest)
         for activity in newest:
+            if activity.id <= self._newest_probed:
+                continue  # it has had its turn: now the others, in theirs
             with suppress(ValueError):  # it is under suspicion, or on its way
                 self._ready.remove(activity)
                 self._ready.appendleft(activity)
+                self._newest_probed = activity.id
 
     def _take(self, claimed: list[Activity]) -> int:
         new = [activity for activity in claimed if activity.id not in self._outstanding]

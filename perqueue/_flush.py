@@ -31,10 +31,15 @@ class Rejections:
     def __init__(self, seen: int) -> None:
         self._seen = seen
 
-    def check(self, outbox: Outbox, rejections: int) -> None:
-        """Raise :class:`ActivityRejected` for those that came since, once."""
-        seen, self._seen = self._seen, max(self._seen, rejections)
-        rejected = outbox.rejected_since(seen, _MOST_NAMED) if rejections > seen else []
+    def check(self, outbox: Outbox, rejections: int) -> bool:
+        """Raise :class:`ActivityRejected` for those that came since, once.
+
+        Returns whether there were none. False: those that there were are rejected no longer.
+        """
+        if rejections <= self._seen:
+            return True
+        rejected = outbox.rejected_since(self._seen, _MOST_NAMED)
+        self._seen = max(self._seen, rejections)
         if rejected:
             many = f"{_MOST_NAMED} or more" if len(rejected) == _MOST_NAMED else str(len(rejected))
             reason = rejected[0].reason
@@ -43,6 +48,7 @@ class Rejections:
                 " they are kept: `perqueue rejected list`"
             )
             raise ActivityRejected(message, reason=reason, activities=rejected)
+        return False
 
 
 class Flush:
@@ -70,10 +76,10 @@ class Flush:
     def done(self) -> bool:
         """Tell whether everything is settled; raise if that was a refusal, or cannot be in time."""
         position = self._outbox.position()
-        oldest = position.oldest_pending
-        if oldest is None or oldest[0] > self._target:
-            self._rejections.check(self._outbox, position.rejections)
-            return True
+        while position.oldest_pending is None or position.oldest_pending[0] > self._target:
+            if self._rejections.check(self._outbox, position.rejections):
+                return True
+            position = self._outbox.position()  # some that were refused may be pending again
         paused = pause_error(position.hold, self._pauses)
         if paused is not None:
             raise paused

@@ -28,40 +28,45 @@ class ForkAware(Protocol):
 
 
 _participants: weakref.WeakSet[ForkAware] = weakref.WeakSet()
-# By thread: two threads may fork at once, and each releases what it took.
-_entered: dict[int, list[ForkAware]] = {}
+_entered: list[ForkAware] = []
+quiet = threading.RLock()
+"""Held from before a fork until after it, and by whoever opens or closes what hooks do not know (yet)."""
 
 
 def participate(participant: ForkAware) -> None:
     """Have the participant called around every later fork of this process, for as long as it lives."""
-    _participants.add(participant)
+    with quiet:
+        _participants.add(participant)
 
 
 def withdraw(participant: ForkAware) -> None:
     """Stop calling the participant."""
-    _participants.discard(participant)
+    with quiet:
+        _participants.discard(participant)
 
 
 def _before() -> None:
+    quiet.acquire()
     # Held strongly until the fork is over: what took its locks must be there to release them.
-    entered = _entered[threading.get_ident()] = list(_participants)
-    for participant in entered:
+    for participant in list(_participants):
+        _entered.append(participant)
         with suppress(Exception):
             participant.before_fork()
 
 
 def _after_in_parent() -> None:
-    for participant in reversed(_entered.pop(threading.get_ident(), [])):
+    while _entered:
         with suppress(Exception):
-            participant.after_fork_in_parent()
+            _entered.pop().after_fork_in_parent()
+    quiet.release()
 
 
 def _after_in_child() -> None:
-    entered = _entered.pop(threading.get_ident(), [])
-    _entered.clear()
-    for participant in reversed(entered):
+    global quiet  # noqa: PLW0603 - the old one's other waiters are not in this process
+    quiet = threading.RLock()
+    while _entered:
         with suppress(Exception):
-            participant.after_fork_in_child()
+            _entered.pop().after_fork_in_child()
 
 
 os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

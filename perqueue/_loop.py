@@ -6,6 +6,7 @@ import asyncio
 import queue
 import socket
 import threading
+from contextlib import suppress
 from typing import Any
 
 
@@ -29,10 +30,9 @@ class DaemonResolver:
                 result: object = socket.getaddrinfo(*args)
             except Exception as error:  # noqa: BLE001 - carried to whoever asked
                 result = error
-            try:
+            with suppress(RuntimeError):  # that loop is closed: nobody waits for this answer any more
                 loop.call_soon_threadsafe(_resolve, answer, result)
-            except RuntimeError:
-                continue  # that loop is closed: nobody waits for this answer any more
+            del question, loop, answer, result  # or the last loop would live as long as this thread
 
     def ask(self, loop: asyncio.AbstractEventLoop, *args: object) -> asyncio.Future[Any]:
         """Look up with the arguments of :func:`socket.getaddrinfo`; await the future for the answer."""

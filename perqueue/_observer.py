@@ -62,5 +62,5 @@ def call_back(callback: Callable[[Any], object], argument: object) -> None:
     """Call back a user's function; its mistakes are its own."""
     try:
         callback(argument)
-    except Exception:
+    except BaseException:  # a SystemExit would end the drain, too
         log.exception("a perqueue callback has failed")

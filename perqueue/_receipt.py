@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     Listener = Callable[[News], object]
 
 _AWAIT_TIMEOUT = 30.0
+_FIRST_LOOK = 0.5
+_LAST_LOOK = 5.0
+"""Seconds between two looks of one receipt into the outbox, at first and at most."""
 
 
 class Waiters:
@@ -105,8 +108,16 @@ class _Hearing:
 
     def __enter__(self) -> Self:
         self._pauses = self._office._watch(self._id, self._listen)  # noqa: SLF001
-        self._news.append(self._office._outcome(self._id))  # noqa: SLF001 - what came before the watch
+        try:
+            self.look()  # for what came before the watch
+        except BaseException:
+            self.__exit__()
+            raise
         return self
+
+    def look(self) -> None:
+        """Look into the outbox, too: whoever settled it may have died before telling."""
+        self._news.append(self._office._outcome(self._id))  # noqa: SLF001
 
     def __exit__(self, *_: object) -> None:
         self._office._unwatch(self._id, self._listen)  # noqa: SLF001
@@ -163,11 +174,15 @@ class Receipt:
         deadline = None if timeout is None else time.monotonic() + timeout
         office = self._open()
         happened = threading.Event()
+        pause = _FIRST_LOOK
         with _Hearing(self.id, office, happened.set) as hearing:
             while (result := hearing.result()) is None:
-                left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                if not happened.wait(left):
+                left = pause if deadline is None else deadline - time.monotonic()
+                if left <= 0:
                     raise self._timed_out(office)
+                if not happened.wait(min(left, pause)):
+                    hearing.look()
+                    pause = min(2 * pause, _LAST_LOOK)
                 happened.clear()
             return result
 
@@ -187,9 +202,15 @@ class Receipt:
 
         with _Hearing(self.id, office, wake) as hearing:
             try:
+                pause = _FIRST_LOOK
                 async with asyncio.timeout(_AWAIT_TIMEOUT):
                     while (result := hearing.result()) is None:
+                        alarm = loop.call_later(pause, happened.set)
                         await happened.wait()
+                        alarm.cancel()
+                        if loop.time() >= alarm.when():
+                            hearing.look()
+                            pause = min(2 * pause, _LAST_LOOK)
                         happened.clear()
                     return result
             except TimeoutError:

@@ -165,7 +165,7 @@ class PerQueue:
         self._observer = Observer(settings, _weak_stats(self._self))
         position = self._outbox.position()
         self._rejections = Rejections(position.rejections)
-        self._finalizer = weakref.finalize(self, _ending.end_elsewhere, self._outbox, None)
+        self._finalizer = weakref.finalize(self, _ending.end_elsewhere, self._outbox, None, self._reporter)
         self._finalizer.atexit = False
         self._closed = False
         if settings.drain:
@@ -317,7 +317,7 @@ class PerQueue:
             clock=self._clock,
         )
         self._finalizer.detach()
-        self._finalizer = weakref.finalize(self, _ending.end_elsewhere, self._outbox, worker)
+        self._finalizer = weakref.finalize(self, _ending.end_elsewhere, self._outbox, worker, self._reporter)
         self._finalizer.atexit = False
         self._worker = worker
 
@@ -402,12 +402,11 @@ class PerQueue:
         worker = self._worker
         if worker is not None and threading.current_thread() is worker.thread:
             # From a callback: the thread must end before the outbox is closed.
-            _ending.end_elsewhere(self._outbox, worker, grace)
+            _ending.end_elsewhere(self._outbox, worker, self._reporter, grace)
         else:
-            _ending.end(self._outbox, worker, grace)
+            _ending.end(self._outbox, worker, self._reporter, grace)
         error = QueueClosed("the queue was closed; what is undelivered stays in the outbox")
         self._observer.waiters.tell_all(error)
-        self._reporter.close()
 
     def deliver_at_exit(self, began: float) -> None:
         """Deliver for what is left of ``exit_timeout``, then close; called when the interpreter exits."""

@@ -85,10 +85,8 @@ class Settler:
         self._streak_reason = position.refusal_reason
         if position.refusal_streak:
             since = position.rejections - position.refusal_streak
-            self._streak = [a.id for a in self._outbox.rejected_since(since, REFUSAL_STREAK)]
-        if self.is_streak:  # a crash came between settling and taking back
-            self._pace.refused(self._clock.monotonic(), Gate.REFUSED, self._streak_reason or "")
-            self._take_back_streak()
+            refused = self._outbox.rejected_since(since, REFUSAL_STREAK - 1)
+            self._streak = [activity.id for activity in refused if activity.reason == self._streak_reason]
 
     @property
     def is_streak(self) -> bool:
@@ -140,29 +138,31 @@ class Settler:
         if self.due_at is None or (self._clock.monotonic() < self.due_at and not now):
             return
         while self._outcomes:
-            batch = self._outcomes[: 2 * SETTLE_BATCH]
+            # With a streak all at once, so that no one ever sees those refused that are taken back.
+            batch = self._outcomes[: None if self.is_streak else 2 * SETTLE_BATCH]
+            take_back = None
+            if self.is_streak:
+                hold = Hold(kind=Gate.REFUSED, reason=self._streak_reason or "", until=self._until())
+                take_back = (self._streak, hold)
             leaving = {s.activity.id for s in batch if s.event is not Event.DEFER or s.not_before is not None}
-            self._outbox.settle(
+            taken_back = self._outbox.settle(
                 batch,
                 drained_through=self._feed.watermark(leaving),
                 refusals=(len(self._streak), self._streak_reason),
+                take_back=take_back,
             )
             del self._outcomes[: len(batch)]
             self._feed.leave(leaving)
             if any(s.not_before is not None for s in batch):
                 self._feed.look_again()
             self._report(batch)
-        if self.is_streak:
-            self._take_back_streak()
+            if taken_back is not None:
+                self._hold = taken_back
+                self._stored = (Gate.REFUSED, self._pace.closed_at)
+                self.end_streak()
+                self._feed.look_again()
+                self._observer.on_hold(taken_back)
         self.due_at = None
-
-    def _take_back_streak(self) -> None:
-        hold = Hold(kind=Gate.REFUSED, reason=self._streak_reason or "", until=self._until())
-        self._hold = self._outbox.take_back(self._streak, hold)
-        self._stored = (Gate.REFUSED, self._pace.closed_at)
-        self.end_streak()
-        self._feed.look_again()
-        self._observer.on_hold(self._hold)
 
     def _report(self, batch: list[Settlement]) -> None:
         outcomes, rejected = {}, []

@@ -152,7 +152,7 @@ class Wire:
             return checked_token(which, token())
         except ConfigurationError as error:
             raise _TokenUnavailable(str(error)) from None
-        except Exception as error:  # noqa: BLE001 - it is the user's code
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - it is the user's code
             message = f"the {which} callable raised {type(error).__name__}"
             raise _TokenUnavailable(message) from None
 

@@ -289,7 +289,11 @@ class Worker:
     async def _follow(self, seconds: float) -> None:
         """Pass on what another process settles, until it is time for the next election."""
         until = self._clock.monotonic() + seconds
+        paused = self._drains and not self.standby and self._pace.gate is Gate.BAD_TOKEN
+        asked = self._outbox.position().probe_requests if paused else 0
         while not self._stopping:
+            if paused and self._outbox.position().probe_requests != asked:
+                self._nudged = True  # somebody waits in another process
             if self._nudged and (self.standby or not self._drains):
                 self._nudged = False
                 self._outbox.request_probe()
@@ -302,7 +306,8 @@ class Worker:
             left = until - self._clock.monotonic()
             if left <= 0:
                 return
-            await self._rest(left if awaited is None else min(left, FOLLOW_INTERVAL))
+            watching = paused or awaited is not None
+            await self._rest(min(left, FOLLOW_INTERVAL) if watching else left)
 
     def _pass_on(self, awaited: list[int]) -> None:
         changes = self._outbox.change_counter()

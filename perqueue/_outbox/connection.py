@@ -90,15 +90,21 @@ def retry_busy(operation: Callable[[], T]) -> T:
         pause = min(pause * 1.5, 1e-3)
 
 
-def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+def _as_stored(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def connect(path: Path) -> sqlite3.Connection:
     """Open an existing file; never create one."""
     connection = sqlite3.connect(
-        f"{path.as_uri()}?mode={'ro' if read_only else 'rw'}",
+        f"{path.as_uri()}?mode=rw",
         uri=True,
         isolation_level=None,
         timeout=0,
         check_same_thread=False,
     )
+    # A row damaged into invalid UTF-8 must reach the check of its checksum.
+    connection.text_factory = _as_stored
     try:
         # Checkpoints belong to the disk thread; a commit must not wait for one.
         connection.execute("PRAGMA wal_autocheckpoint = 0")
@@ -159,7 +165,7 @@ def _is_ready(path: Path, origin: str | None) -> bool:
     try:
         tables, row = _read_header(path)
     except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode != sqlite3.SQLITE_NOTADB:
+        if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_NOTADB:
             raise
         message = f"{path} is not an outbox: it is not even a SQLite file"
         raise OutboxMismatch(message) from error

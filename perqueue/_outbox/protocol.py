@@ -79,10 +79,8 @@ class Outbox(Protocol):
     def claim(self, after: int, limit: int) -> list[Activity]:
         """Return fresh pending activities above an ID, oldest first; damaged rows are settled as such."""
 
-    def claim_due(
-        self, now: int | None, farthest: int, limit: int, outstanding: Collection[int]
-    ) -> list[Activity]:
-        """Return pending activities whose own wait ended by ``now`` (None: all), less the outstanding ones.
+    def claim_due(self, now: int, farthest: int, limit: int, outstanding: Collection[int]) -> list[Activity]:
+        """Return pending activities whose own wait ended by ``now``, less the outstanding ones.
 
         A wait that ends after ``farthest`` cannot be right (the clock was set back), and has ended too.
         """
@@ -90,13 +88,22 @@ class Outbox(Protocol):
     def next_due(self) -> int | None:
         """Return the earliest end of an activity's own wait."""
 
-    def settle(
-        self, settlements: Sequence[Settlement], *, drained_through: int, refusals: tuple[int, str | None]
-    ) -> None:
-        """Write outcomes, the watermark and the streak of refusals in one transaction."""
+    def claim_waiting(self, after: int, limit: int) -> list[Activity]:
+        """Return pending activities above an ID that wait on their own account, whatever their time."""
 
-    def take_back(self, activity_ids: Sequence[int], hold: Hold) -> Hold:
-        """Return refused activities to pending, and hold, in one transaction; return the hold as stored."""
+    def settle(
+        self,
+        settlements: Sequence[Settlement],
+        *,
+        drained_through: int,
+        refusals: tuple[int, str | None],
+        take_back: tuple[Sequence[int], Hold] | None = None,
+    ) -> Hold | None:
+        """Write outcomes, the watermark and the streak of refusals in one transaction.
+
+        ``take_back`` names refused activities, of these or earlier ones, that return to pending in the
+        same transaction, and why nothing is sent from then on; that hold is returned as stored.
+        """
 
     def set_hold(self, hold: Hold | None) -> Hold | None:
         """Store why nothing is sent, and return it with its number."""

@@ -30,3 +30,17 @@ LOG_ATTEMPT = (
 DEFER = (
     "INSERT OR REPLACE INTO perqueue_retry (activity_id, attempts, not_before, reason) VALUES (?, ?, ?, ?)"
 )
+CLAIM_WAITING = (
+    f"SELECT {COLUMNS}, r.attempts, r.reason FROM perqueue_retry r"
+    " JOIN perqueue_activity a ON a.id = r.activity_id"
+    " WHERE r.activity_id > ? ORDER BY r.activity_id LIMIT ?"
+)
+POSITION = (
+    "SELECT drained_through, accepted, rejected, discarded, damaged, missing, rejections,"
+    " refusal_streak, refusal_reason, hold, hold_reason, hold_until, holds, probe_requests, drainer_pid,"
+    " (SELECT coalesce(max(id), 0) FROM perqueue_activity),"
+    " (SELECT a.id FROM perqueue_activity a WHERE a.id > d.drained_through"
+    " AND NOT EXISTS (SELECT 1 FROM perqueue_settlement s WHERE s.activity_id = a.id)"
+    " ORDER BY a.id LIMIT 1),"
+    " (SELECT min(activity_id) FROM perqueue_retry) FROM perqueue_drain d"
+)

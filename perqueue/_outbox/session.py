@@ -57,7 +57,6 @@ class Session:
 
     def __init__(self, path: Path, origin: str | None, *, create: bool) -> None:
         self._path = path
-        set_up(path, origin, create=create)
         self._disk = DiskKeeper(path, self._truncate)
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
@@ -66,9 +65,12 @@ class Session:
         self._pid = os.getpid()
         self._closed = self._forking = False
         self._checked_at = 0
-        with self._held():
-            self._usable()
-        _fork.participate(self)
+        self._openings = 0
+        with _fork.quiet:
+            set_up(path, origin, create=create)
+            with self._held():
+                self._usable()
+            _fork.participate(self)
 
     @contextmanager
     def _held(self) -> Iterator[None]:
@@ -120,6 +122,7 @@ class Session:
                 raise OutboxError(message)
             self._outbox_id = outbox_id
             self._connection = connection
+            self._openings += 1
             self._disk.start()
         return self._connection
 
@@ -154,13 +157,15 @@ class Session:
             connection = self._usable()
             retry_busy(lambda: connection.execute("BEGIN IMMEDIATE"))
             try:
+                before = connection.total_changes
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
                 with suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
                 raise
-            self._disk.committed(commits)
+            if connection.total_changes != before:  # else it wrote nothing: a checkpoint has nothing to do
+                self._disk.committed(commits)
 
     def _truncate(self) -> None:
         with self._reading() as connection:
@@ -168,14 +173,14 @@ class Session:
 
     def close(self) -> None:
         """Sync and close; idempotent."""
-        _fork.withdraw(self)
         if self._pid != os.getpid():
             self._closed = True  # locks, threads and connection are another process's
             return
         self._disk.close()
-        with self._lock:
+        with _fork.quiet, self._lock:
             self._closed = True
             self._give_up_connection()
+            _fork.withdraw(self)
 
     def before_fork(self) -> None:
         """Close the connection: SQLite's locks and connections cannot cross a fork."""

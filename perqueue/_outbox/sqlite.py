@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from perqueue._activity import TRANSITIONS, Activity, Event, State, checksum
 from perqueue._outbox.connection import BUSY_TIMEOUT, is_busy, outbox_error, retry_busy, storage_errors
 from perqueue._outbox.protocol import Hold, Position, Settled
-from perqueue._outbox.queries import APPEND, CLAIM, CLAIM_DUE, COLUMNS, DEFER, LOG_ATTEMPT, PENDING, SETTLE
+from perqueue._outbox.queries import (
+    APPEND,
+    CLAIM,
+    CLAIM_DUE,
+    CLAIM_WAITING,
+    COLUMNS,
+    DEFER,
+    LOG_ATTEMPT,
+    PENDING,
+    POSITION,
+    SETTLE,
+)
 from perqueue._outbox.session import IDENTITY_INTERVAL_MS, Session, is_owned, release_after_all
 from perqueue.exceptions import OutboxError, OutboxFull
 
@@ -125,22 +136,26 @@ class SQLiteOutbox(Session):
 
     def claim(self, after: int, limit: int) -> list[Activity]:
         """Return fresh pending activities above an ID, oldest first; damaged rows are settled as such."""
+        return self._claim_past_damage(CLAIM, after, limit)
+
+    def claim_waiting(self, after: int, limit: int) -> list[Activity]:
+        """Return pending activities above an ID that wait on their own account, whatever their time."""
+        return self._claim_past_damage(CLAIM_WAITING, after, limit)
+
+    def _claim_past_damage(self, query: str, after: int, limit: int) -> list[Activity]:
         while True:  # past any number of damaged rows
             with self._reading() as connection:
-                rows = retry_busy(lambda: connection.execute(CLAIM, (after, limit)).fetchall())
+                rows = retry_busy(functools.partial(self._fetch, connection, query, (after, limit)))
             claimed = self._intact(rows)
             if claimed or not rows:
                 return claimed
 
-    def claim_due(
-        self, now: int | None, farthest: int, limit: int, outstanding: Collection[int]
-    ) -> list[Activity]:
-        """Return pending activities whose own wait ended by ``now`` (None: all), less the outstanding ones.
+    def claim_due(self, now: int, farthest: int, limit: int, outstanding: Collection[int]) -> list[Activity]:
+        """Return pending activities whose own wait ended by ``now``, less the outstanding ones.
 
         A wait that ends after ``farthest`` cannot be right (the clock was set back), and has ended too.
         """
-        until = _FOREVER if now is None else now
-        values = (until, farthest, limit + len(outstanding))
+        values = (now, farthest, limit + len(outstanding))
         with self._reading() as connection:
             rows = retry_busy(lambda: connection.execute(CLAIM_DUE, values).fetchall())
         return self._intact([row for row in rows if row[0] not in outstanding][:limit])
@@ -177,7 +192,7 @@ class SQLiteOutbox(Session):
                     )
                 )
             else:
-                damaged.append((activity_id, recorded_at))
+                damaged.append((activity_id, recorded_at if isinstance(recorded_at, int) else 0))
         return intact, damaged
 
     def next_due(self) -> int | None:
@@ -188,9 +203,18 @@ class SQLiteOutbox(Session):
         return earliest if earliest is None else int(earliest)
 
     def settle(
-        self, settlements: Sequence[Settlement], *, drained_through: int, refusals: tuple[int, str | None]
-    ) -> None:
-        """Write outcomes, the watermark and the streak of refusals in one transaction."""
+        self,
+        settlements: Sequence[Settlement],
+        *,
+        drained_through: int,
+        refusals: tuple[int, str | None],
+        take_back: tuple[Sequence[int], Hold] | None = None,
+    ) -> Hold | None:
+        """Write outcomes, the watermark and the streak of refusals in one transaction.
+
+        ``take_back`` names refused activities, of these or earlier ones, that return to pending in the
+        same transaction, and why nothing is sent from then on; that hold is returned as stored.
+        """
         with self._writing(commits=max(1, len(settlements))) as connection:
             (rejections,) = connection.execute("SELECT rejections FROM perqueue_drain").fetchone()
             counts = {State.ACCEPTED: 0, State.REJECTED: 0}
@@ -217,10 +241,9 @@ class SQLiteOutbox(Session):
                 " refusal_streak = ?, refusal_reason = ?, drained_through = max(drained_through, ?)",
                 (*counts.values(), rejections, *refusals, drained_through),
             )
-
-    def take_back(self, activity_ids: Sequence[int], hold: Hold) -> Hold:
-        """Return refused activities to pending, and hold, in one transaction; return the hold as stored."""
-        with self._writing() as connection:
+            if take_back is None:
+                return None
+            activity_ids, hold = take_back
             self._requeue(connection, activity_ids)
             connection.execute("UPDATE perqueue_drain SET refusal_streak = 0, refusal_reason = NULL")
             return self._write_hold(connection, hold)
@@ -281,21 +304,18 @@ class SQLiteOutbox(Session):
 
     @staticmethod
     def _position(connection: sqlite3.Connection) -> Position:
+        # One statement, so one snapshot: another process may settle at any time.
         (
             through, accepted, rejected, discarded, damaged, missing, rejections, streak, refusal,
-            kind, reason, until, pauses, probe_requests, drainer_pid, last_id,
-        ) = connection.execute(
-            "SELECT drained_through, accepted, rejected, discarded, damaged, missing, rejections,"
-            " refusal_streak, refusal_reason, hold, hold_reason, hold_until, holds, probe_requests,"
-            " drainer_pid, (SELECT coalesce(max(id), 0) FROM perqueue_activity) FROM perqueue_drain"
-        ).fetchone()  # fmt: skip
-        fresh = connection.execute(
-            f"SELECT a.id, a.recorded_at {PENDING} ORDER BY a.id LIMIT 1", (through,)
-        ).fetchone()
-        waiting = connection.execute(
-            "SELECT a.id, a.recorded_at FROM perqueue_retry r"
-            " JOIN perqueue_activity a ON a.id = r.activity_id ORDER BY r.activity_id LIMIT 1"
-        ).fetchone()
+            kind, reason, until, pauses, probe_requests, drainer_pid, last_id, fresh, waiting,
+        ) = connection.execute(POSITION).fetchone()  # fmt: skip
+        oldest = min((i for i in (fresh, waiting) if i is not None), default=None)
+        recorded_at = 0
+        if oldest is not None:
+            row = connection.execute(
+                "SELECT recorded_at FROM perqueue_activity WHERE id = ?", (oldest,)
+            ).fetchone()
+            recorded_at = row[0] if row and isinstance(row[0], int) else 0
         return Position(
             last_id=last_id,
             drained_through=through,
@@ -311,7 +331,7 @@ class SQLiteOutbox(Session):
             pauses=pauses,
             probe_requests=probe_requests,
             drainer_pid=drainer_pid,
-            oldest_pending=min((row for row in (fresh, waiting) if row), default=None),
+            oldest_pending=None if oldest is None else (oldest, recorded_at),
         )
 
     def settled(self, activity_ids: Iterable[int]) -> dict[int, Settled]:
@@ -377,7 +397,8 @@ class SQLiteOutbox(Session):
                 (version,) = self._usable().execute("PRAGMA data_version").fetchone()
             except sqlite3.Error as error:
                 raise outbox_error(self._path, error) from error
-        return int(version)
+        # data_version tells changes on one connection only: another one may begin with the same number.
+        return int(version) + (self._openings << 32)
 
     def prune(self, before: int, keep: int, limit: int) -> bool:
         """Look at ``limit`` settled activities and delete those settled before a time or beyond ``keep``.
