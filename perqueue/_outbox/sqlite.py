@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from perqueue._activity import TRANSITIONS, Activity, Event, State, checksum
 from perqueue._outbox.connection import BUSY_TIMEOUT, is_busy, outbox_error, retry_busy, storage_errors
 from perqueue._outbox.protocol import Hold, Position, Settled
+from perqueue._outbox.pruning import PrunedSession
 from perqueue._outbox.queries import (
     APPEND,
     CLAIM,
@@ -23,7 +24,7 @@ from perqueue._outbox.queries import (
     POSITION,
     SETTLE,
 )
-from perqueue._outbox.session import IDENTITY_INTERVAL_MS, Session, is_owned, release_after_all
+from perqueue._outbox.session import IDENTITY_INTERVAL_MS, is_owned, release_after_all
 from perqueue.exceptions import OutboxError, OutboxFull
 
 if TYPE_CHECKING:
@@ -33,11 +34,9 @@ if TYPE_CHECKING:
     from perqueue._activity import Settlement
 
 _FOREVER = 2**62
-_RECENT_SKIPPED = 2000
-"""Settled activities in a row, too young to be pruned, after which pruning ends."""
 
 
-class SQLiteOutbox(Session):
+class SQLiteOutbox(PrunedSession):
     """An :class:`~perqueue._outbox.protocol.Outbox` in a file of its own."""
 
     def __init__(
@@ -52,7 +51,6 @@ class SQLiteOutbox(Session):
         self._power = power
         self._max_pending = max_pending
         self._last_id = self._settled_count = 0
-        self._pruned_through = self._recent = 0
         super().__init__(path, origin, create=create)
 
     # -- the hot path
@@ -399,42 +397,3 @@ class SQLiteOutbox(Session):
                 raise outbox_error(self._path, error) from error
         # data_version tells changes on one connection only: another one may begin with the same number.
         return int(version) + (self._openings << 32)
-
-    def prune(self, before: int, keep: int, limit: int) -> bool:
-        """Look at ``limit`` settled activities and delete those settled before a time or beyond ``keep``.
-
-        Returns whether there may be more to delete; otherwise the next call begins anew. Rejected and
-        pending ones stay, and so does the highest ID, that none is ever given twice.
-        """
-        with self._writing() as connection:
-            kept, highest = connection.execute(
-                "SELECT accepted + discarded - pruned, (SELECT max(id) FROM perqueue_activity)"
-                " FROM perqueue_drain"
-            ).fetchone()
-            rows = connection.execute(
-                "SELECT activity_id, state, settled_at FROM perqueue_settlement WHERE activity_id > ?"
-                " ORDER BY activity_id LIMIT ?",
-                (self._pruned_through, limit),
-            ).fetchall()
-            excess = kept - keep
-            old: list[tuple[int]] = []
-            recent = False
-            for activity_id, state, settled_at in rows:
-                if state not in (State.ACCEPTED, State.DISCARDED) or activity_id == highest:
-                    continue
-                if settled_at < before or len(old) < excess:
-                    old.append((activity_id,))
-                else:
-                    recent = True
-            if old:
-                keys = (("attempt", "activity_id"), ("settlement", "activity_id"), ("activity", "id"))
-                for table, key in keys:
-                    connection.executemany(f"DELETE FROM perqueue_{table} WHERE {key} = ?", old)
-                connection.execute("UPDATE perqueue_drain SET pruned = pruned + ?", (len(old),))
-        # Some of the first may have been delivered late, and say nothing about those behind them.
-        self._recent = 0 if old else self._recent + len(rows) * recent
-        more = len(rows) == limit and self._recent < _RECENT_SKIPPED
-        if not more:
-            self._recent = 0
-        self._pruned_through = rows[-1][0] if more else 0
-        return more
