@@ -28,10 +28,11 @@ WAL_LIMIT = 4 * 1024 * 1024
 class DiskKeeper:
     """Keeps what was committed safe on disk, and the WAL small."""
 
-    def __init__(self, path: Path, truncate: Callable[[], object]) -> None:
+    def __init__(self, path: Path, truncate: Callable[[], object], is_same_file: Callable[[], bool]) -> None:
         self._path = path
         self._wal_path = f"{path}-wal"
         self._truncate = truncate
+        self._is_same_file = is_same_file
         self._wal: int | None = None
         self._reset()
 
@@ -131,6 +132,10 @@ class DiskKeeper:
         # documentation, "The WAL-Reset Bug").
         self._checkpointed = self._committed
         with self._checkpoint_lock:
+            # Another file in its place has the same -shm by name: opening that would cut the one that is
+            # mapped here, and the next record() would die of SIGBUS.
+            if not self._is_same_file():
+                return
             connection = connect(self._path)
             try:
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()

@@ -57,7 +57,7 @@ class Session:
 
     def __init__(self, path: Path, origin: str | None, *, create: bool) -> None:
         self._path = path
-        self._disk = DiskKeeper(path, self._truncate)
+        self._disk = DiskKeeper(path, self._truncate, self._is_same_file)
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._identity = (0, 0)
@@ -125,6 +125,11 @@ class Session:
             self._openings += 1
             self._disk.start()
         return self._connection
+
+    def _is_same_file(self) -> bool:
+        with suppress(OSError):
+            return identity(self._path) == self._identity
+        return False
 
     def _check_identity(self, now: int) -> None:
         """Notice a file that was renamed or deleted: SQLite would go on writing to it."""
