@@ -79,12 +79,15 @@ def test_forks_under_load(per, env, record_property):
     stop.set()
     for thread in threads:
         thread.join()
-    queue.flush(30)
+    queue.flush(60)
     queue.close()
     """
-    with AckPipe() as pipe, Child(script, pipe.writer, env=env, pass_fds=[pipe.writer]) as child:
+    with (
+        AckPipe() as pipe,
+        Child(script, pipe.writer, env=env, pass_fds=[pipe.writer], measured=False) as child,
+    ):
         codes = [child.expect("", timeout=30) for _ in range(30)]
-        assert child.succeed(40) == []
+        assert child.succeed(80) == []
         acknowledged = pipe.acknowledged()
     assert codes == ["0"] * 30
     assert {f"child-{i}-{n}" for i in range(30) for n in range(4)} <= set(acknowledged)
@@ -115,7 +118,7 @@ def test_end_of_a_child_leaves_the_parents_requests_alone(per, env, ending):
     queue.close()
     """
     per.set_fault(Latency(0.2))
-    with Child(script, env=env) as child:
+    with Child(script, env=env, measured=False) as child:
         child.succeed(30)
     assert per.requests == 21
 
@@ -131,7 +134,7 @@ def test_child_delivers_when_the_parent_is_gone(per, env):
     queue.flush(10)
     say("flushed")
     """
-    with Child(script, env=env) as child:
+    with Child(script, env=env, measured=False) as child:
         child.expect("flushed")
     assert users(per) == ["PARENT", "CHILD"]
 
@@ -149,7 +152,7 @@ def test_grandchildren(per, env):
         queue.record("GROUP", str(generation))
     queue.flush(10)
     """
-    with Child(script, env=env) as child:
+    with Child(script, env=env, measured=False) as child:
         child.succeed(30)
     assert sorted(users(per)) == ["0", "1", "2", "3", "4"]
 
@@ -177,7 +180,7 @@ def test_closed_and_dropped_queues_do_not_mind_a_fork(per, env):
 
     asyncio.run(main())
     """
-    with Child(script, env=env) as child:
+    with Child(script, env=env, measured=False) as child:
         child.succeed(20)
     assert sorted(users(per)) == ["AFTER", "BEFORE", "CLOSED", "IN_THE_CHILD"]
 
@@ -212,9 +215,9 @@ def test_record_in_somebody_elses_fork_hook(per, env):
         """
         )
     )
-    with Child(script, "process", env=env, isolated=True) as child:
+    with Child(script, "process", env=env, isolated=True, measured=False) as child:
         child.succeed(30)
-    with Child(script, "power", env=env, isolated=True) as child:
+    with Child(script, "power", env=env, isolated=True, measured=False) as child:
         child.succeed(30)
     received = users(per)
     expected = [f"{side}-{n}-{k}" for side in ("parent", "child") for n in range(5) for k in range(20)]
@@ -332,7 +335,7 @@ def test_multiprocessing(per, env, tmp_path, method):
         )
     )
     become = "import os, sys\nos.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-    with Child(become, program, method, env=env, isolated=True) as child:
+    with Child(become, program, method, env=env, isolated=True, measured=False) as child:
         child.succeed(30)
     assert sorted(users(per)) == sorted(["MAIN", *(f"{name}-{n}" for name in "ABC" for n in range(10))])
 
@@ -357,7 +360,7 @@ def test_inherited_files_do_not_keep_the_drain_lock(per, env, outbox, options):
     hear()
     os.kill(os.getpid(), signal.SIGKILL)
     """
-    with Child(script, env=env) as child:
+    with Child(script, env=env, measured=False) as child:
         orphan = int(child.expect(""))
         try:
             child.tell("die")
