@@ -40,6 +40,7 @@ class Feed:
         self._recheck_due = True
         self._sweep: int | None = None
         self._newest_probed = 0
+        self._from_end = True
         self.fresh = True
         """Whether there may be activities above the cursor; set by ``record()`` from any thread."""
 
@@ -84,6 +85,9 @@ class Feed:
         """Hand out an activity; in an outage one that has not failed, as far as memory allows."""
         if self._pace.gate is not None and self._ready and self._ready[0].attempts:
             self._bring_forward_an_innocent()
+        self._from_end = not self._from_end
+        if self._pace.gate is Gate.BACKING_OFF and self._from_end and self._ready:
+            return self._ready.pop()  # from both ends: however many bad ones lie before a good one
         few = self._pace.gate is None or len(self._suspects) < _MOST_SUSPECTS
         source = self._ready if self._ready and (few or not self._suspects) else self._suspects
         return source.popleft() if source else None

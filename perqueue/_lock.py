@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ def is_drained(outbox: Path) -> bool | None:
     from filelock import Timeout
 
     lock = drain_lock(outbox)
+    if not os.path.exists(lock.lock_file):  # noqa: PTH110 - and none is made: it would be this user's
+        return False
     try:
         lock.acquire()
     except Timeout:
