@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import threading
-from contextlib import suppress
+import weakref
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
@@ -21,7 +19,6 @@ from perqueue.exceptions import (
 )
 
 if TYPE_CHECKING:
-    import asyncio
     import ssl
     from collections.abc import Callable, Coroutine
     from datetime import datetime
@@ -33,7 +30,8 @@ if TYPE_CHECKING:
     from perqueue._settings import Token
 
 T = TypeVar("T")
-_abandoned: list[object] = []
+_CLOSING = 1.0
+"""Seconds that close() waits for requests that it has cancelled."""
 
 
 class ClientOptions(TypedDict, total=False):
@@ -149,7 +147,7 @@ class AsyncPerClient:
 class PerClient:
     """Per's API, synchronously: one request for each call, no outbox, no retry.
 
-    Options as for :class:`perqueue.PerQueue`. Safe to share between threads, which take turns.
+    Options as for :class:`perqueue.PerQueue`. Safe to share between threads.
 
     >>> with PerClient(reporting_token="…") as per:  # doctest: +SKIP
     ...     print(per.get_report().unique("GROUP_A", "ACTIVITY_TYPE_ID"))
@@ -157,21 +155,13 @@ class PerClient:
 
     def __init__(self, **options: Unpack[ClientOptions]) -> None:
         self._client = AsyncPerClient(**options)
-        self._start_afresh()
-        self._closed = False
+        from perqueue._background import Background
+
+        self._background = Background("perqueue-client")
+        weakref.finalize(self, self._background.close).atexit = False
 
     def __repr__(self) -> str:
         return repr(self._client).replace("AsyncPerClient", "PerClient")
-
-    def _start_afresh(self) -> None:
-        # In a forked child the parent's loop is kept alive for good: collecting it would end the
-        # registrations of an epoll descriptor that both processes share.
-        if (loop := getattr(self, "_loop", None)) is not None:
-            _abandoned.append(loop)
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._client._forget_connections()  # noqa: SLF001
 
     def add_activity(self, billing_id: str, user_id: str, activity_type_id: str | None = None) -> str:
         """Tell Per that a user is active now, and return the transaction ID.
@@ -186,29 +176,13 @@ class PerClient:
         return self._run(lambda: self._client.get_report(start, end))
 
     def _run(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run a coroutine on the client's own event loop, in a thread: the caller may be in a loop itself."""
-        if self._pid != os.getpid():
-            self._start_afresh()
-        with self._lock:
-            if self._closed:
-                message = "the client is closed"
-                raise QueueClosed(message)
-            from perqueue._loop import DeliveryLoop
-
-            self._loop = self._loop or DeliveryLoop()
-            return _run_elsewhere(self._loop, call)
+        if self._background.forked():
+            self._client._forget_connections()  # noqa: SLF001
+        return self._background.run(call, self._client.aclose)
 
     def close(self) -> None:
-        """Close the connections; idempotent, from any thread."""
-        if self._pid != os.getpid():  # what the parent had open is the parent's
-            self._closed = True
-            return
-        with self._lock:
-            self._closed = True
-            loop, self._loop = self._loop, None
-            if loop is not None:
-                _run_elsewhere(loop, self._client.aclose)
-                loop.close()
+        """Close the connections, and end what other threads are asking; idempotent, from any thread."""
+        self._background.close(wait=_CLOSING)
 
     def __enter__(self) -> Self:
         return self
@@ -219,43 +193,35 @@ class PerClient:
         self.close()
 
 
-def _run_elsewhere(loop: asyncio.AbstractEventLoop, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    task = loop.create_task(call())
-    runner = threading.Thread(target=_until_done, args=(loop, task), name="perqueue-client", daemon=True)
-    runner.start()
-    try:
-        runner.join()
-    except BaseException:
-        loop.call_soon_threadsafe(task.cancel)
-        runner.join()
-        raise
-    return task.result()
-
-
-def _until_done(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
-    with suppress(BaseException):  # the caller takes it from the task
-        loop.run_until_complete(task)
-
-
 class Reporter:
     """Gets the reports of a queue, with the queue's own options."""
 
     def __init__(self, settings: ClientSettings) -> None:
         self._options = {field.name: getattr(settings, field.name) for field in fields(ClientSettings)}
-        self._client: PerClient | None = None
+        self._clients: dict[str, PerClient] = {}
+        self._closed = False
 
     def get_report(self, start: datetime | str | None, end: datetime | str | None) -> Report:
         """See :meth:`AsyncPerClient.get_report`."""
-        if self._client is None:
-            self._client = PerClient(**self._options)
-        return self._client.get_report(start, end)
+        self._not_closed()
+        client = self._clients.get("shared")
+        if client is None:  # of several threads at once, one's is used by all: setdefault() is atomic
+            client = self._clients.setdefault("shared", PerClient(**self._options))
+        return client.get_report(start, end)
 
     async def aget_report(self, start: datetime | str | None, end: datetime | str | None) -> Report:
         """See :meth:`AsyncPerClient.get_report`."""
+        self._not_closed()
         async with AsyncPerClient(**self._options) as client:
             return await client.get_report(start, end)
 
+    def _not_closed(self) -> None:
+        if self._closed:
+            message = "the queue is closed"
+            raise QueueClosed(message)
+
     def close(self) -> None:
         """Close the connections."""
-        if self._client is not None:
-            self._client.close()
+        self._closed = True
+        for client in list(self._clients.values()):
+            client.close()

@@ -1,6 +1,7 @@
 """The bare API: `PerClient`, `AsyncPerClient`, and the reports of a queue."""
 
 import asyncio
+import gc
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -268,7 +269,7 @@ def test_a_synchronous_call_works_inside_a_running_loop(per, make_queue, options
 
 
 def test_many_threads_share_a_client(per, options):
-    """A client may be shared: calls take turns, and each gets its own answer."""
+    """A client may be shared: calls run at a time, and each gets its own answer."""
     with PerClient(**options) as client, ThreadPoolExecutor(8) as pool:
         ids = list(pool.map(lambda number: client.add_activity("GROUP_A", f"USER_{number}"), range(40)))
     by_id = {activity.transaction_id: activity.user_id for activity in per.activities}
@@ -296,6 +297,30 @@ def test_a_closed_client_says_so(options):
     with pytest.raises(QueueClosed):
         client.add_activity("GROUP_A", "USER_1")
     PerClient(**options).close()
+
+
+def test_closing_waits_for_nobodys_report(per, make_queue):
+    """What other threads are asking ends with the queue, at once, and says so."""
+    per.set_fault(Hang(), endpoint="reports.get")
+    queue = make_queue(request_timeout=60)
+    with ThreadPoolExecutor(3) as pool:
+        reports = [pool.submit(queue.get_report, LONG_AGO) for _ in range(3)]
+        per.wait_for_requests(3)
+        began = time.monotonic()
+        queue.close()
+        assert time.monotonic() - began < 4
+        for report in reports:
+            with pytest.raises(QueueClosed):
+                report.result(5)
+
+
+def test_a_client_that_is_dropped_stops_its_thread(per, options, until):
+    """Without `close()`, the thread ends when the client is collected."""
+    client = PerClient(**options)
+    client.add_activity("GROUP_A", "USER_1")
+    del client
+    gc.collect()
+    until(lambda: "perqueue-client" not in [thread.name for thread in threading.enumerate()])
 
 
 def test_ten_threads_may_close_a_client_at_once(options):
