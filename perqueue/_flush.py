@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from perqueue._receipt import pause_error
 from perqueue._settings import checked_timeout
-from perqueue.exceptions import ActivityRejected, FlushTimeout
+from perqueue.exceptions import ActivityRejected, FlushTimeout, OutboxError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from perqueue._outbox import Outbox
+    from perqueue._outbox import Outbox, Position
 
 _MOST_NAMED = 100
 _COUNT_LIMIT = 100_000
@@ -25,30 +25,14 @@ class Default:
 DEFAULT = Default()
 
 
-class Rejections:
-    """How many of the outbox's refusals a queue's flushes have raised."""
+class Told:
+    """Which of the outbox's bad news a queue's flushes have raised."""
 
-    def __init__(self, seen: int) -> None:
-        self._seen = seen
-
-    def check(self, outbox: Outbox, rejections: int) -> bool:
-        """Raise :class:`ActivityRejected` for those that came since, once.
-
-        Returns whether there were none. False: those that there were are rejected no longer.
-        """
-        if rejections <= self._seen:
-            return True
-        rejected = outbox.rejected_since(self._seen, _MOST_NAMED)
-        self._seen = max(self._seen, rejections)
-        if rejected:
-            many = f"{_MOST_NAMED} or more" if len(rejected) == _MOST_NAMED else str(len(rejected))
-            reason = rejected[0].reason
-            message = (
-                f"Per refused {many} of the activities since the previous flush (first reason: {reason});"
-                " they are kept: `perqueue rejected list`"
-            )
-            raise ActivityRejected(message, reason=reason, activities=rejected)
-        return False
+    def __init__(self, position: Position) -> None:
+        self.rejections = position.rejections
+        """The number of the latest refusal that was raised."""
+        self.damaged = position.damaged
+        """How many damaged rows were raised."""
 
 
 class Flush:
@@ -57,14 +41,14 @@ class Flush:
     def __init__(
         self,
         outbox: Outbox,
-        rejections: Rejections,
+        told: Told,
         timeout: float | None,
         *,
         nudge: Callable[[], object],
         why_pending: Callable[[], str],
     ) -> None:
         self._outbox = outbox
-        self._rejections = rejections
+        self._told = told
         self._timeout = checked_timeout("timeout", timeout)
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._nudge: Callable[[], object] | None = nudge
@@ -72,13 +56,17 @@ class Flush:
         position = outbox.position()
         self._target = position.last_id
         self._pauses = position.pauses
+        # As they are now: of several flushes at a time, each raises what happens to it.
+        self._rejections, self._damaged = told.rejections, told.damaged
 
     def done(self) -> bool:
         """Tell whether everything is settled; raise if that was a refusal, or cannot be in time."""
         position = self._outbox.position()
         while position.oldest_pending is None or position.oldest_pending[0] > self._target:
-            if self._rejections.check(self._outbox, position.rejections):
+            if position.rejections == self._rejections:
+                self._raise_damage(position)
                 return True
+            self._raise_refusals(position)
             position = self._outbox.position()  # some that were refused may be pending again
         paused = pause_error(position.hold, self._pauses)
         if paused is not None:
@@ -94,6 +82,31 @@ class Flush:
         """Return the seconds until the next look, if nothing happens before."""
         left = 0.5 if self._deadline is None else self._deadline - time.monotonic()
         return min(0.5, max(0.0, left))
+
+    def _raise_refusals(self, position: Position) -> None:
+        """Raise :class:`ActivityRejected` for those that came since; none, if they are rejected no longer."""
+        rejected = self._outbox.rejected_since(self._rejections, _MOST_NAMED)
+        self._rejections = position.rejections
+        self._told.rejections = max(self._told.rejections, position.rejections)
+        if rejected:
+            many = f"{_MOST_NAMED} or more" if len(rejected) == _MOST_NAMED else str(len(rejected))
+            reason = rejected[0].reason
+            message = (
+                f"Per refused {many} of the activities since the previous flush (first reason: {reason});"
+                " they are kept: `perqueue rejected list`"
+            )
+            raise ActivityRejected(message, reason=reason, activities=rejected)
+
+    def _raise_damage(self, position: Position) -> None:
+        """Raise :class:`OutboxError` for rows that were found to be damaged since: Per has not got them."""
+        found = position.damaged - self._damaged
+        if found > 0:
+            self._told.damaged = max(self._told.damaged, position.damaged)
+            message = (
+                f"{found} of the activities could not be delivered: their rows in the outbox are damaged;"
+                " they are kept, and `perqueue doctor` says more"
+            )
+            raise OutboxError(message)
 
     def _timed_out(self) -> FlushTimeout:
         pending = self._outbox.count_pending(self._target, _COUNT_LIMIT)

@@ -13,7 +13,7 @@ from perqueue import _ending, _fork
 from perqueue._activity import Activity, checked_id
 from perqueue._client import Reporter
 from perqueue._clock import SYSTEM_CLOCK
-from perqueue._flush import DEFAULT, Default, Flush, Rejections
+from perqueue._flush import DEFAULT, Default, Flush, Told
 from perqueue._lock import drain_lock, is_drained
 from perqueue._observer import Observer, call_back
 from perqueue._outbox import SQLiteOutbox
@@ -164,7 +164,7 @@ class PerQueue:
         )
         self._observer = Observer(settings, _weak_stats(self._self))
         position = self._outbox.position()
-        self._rejections = Rejections(position.rejections)
+        self._told = Told(position)
         self._finalizer = weakref.finalize(self, _ending.end_elsewhere, self._outbox, None, self._reporter)
         self._finalizer.atexit = False
         self._closed = False
@@ -233,7 +233,7 @@ class PerQueue:
         :class:`~perqueue.FlushTimeout` (the rest stays in the outbox),
         :class:`~perqueue.AuthenticationError` at once if a fresh try shows that the token is refused,
         :class:`~perqueue.ActivityRejected` once for what Per has refused since the previous flush, or
-        :class:`~perqueue.OutboxError`.
+        :class:`~perqueue.OutboxError`, also once for rows that were found to be damaged.
         """
         flush = self._new_flush(timeout)
         happened = threading.Event()
@@ -277,7 +277,7 @@ class PerQueue:
             self._refuse()
         return Flush(
             self._outbox,
-            self._rejections,
+            self._told,
             self._settings.flush_timeout if isinstance(timeout, Default) else timeout,
             nudge=self._nudge,
             why_pending=self._why_pending,

@@ -1,6 +1,7 @@
 """What `flush()` and `aflush()` cover, share and raise."""
 
 import asyncio
+import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,12 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from perqueue import (
+    ActivityRejected,
     AuthenticationError,
     FlushTimeout,
+    OutboxError,
     QueueClosed,
     RetryPolicy,
 )
-from perqueue.sandbox import Hang, Latency, Status
+from perqueue.sandbox import Hang, Latency, Refuse, Status
 
 
 def record(queue, count, prefix="USER"):
@@ -236,3 +239,45 @@ def test_recording_while_flushing_loses_nothing(per, make_queue, arrived):
             stop.set()
     assert set().union(*done) == arrived()
     assert per.accepted == sum(map(len, done))
+
+
+def test_every_concurrent_flush_hears_of_a_refusal(per, make_queue, until):
+    """What Per refuses while several flush is raised by each of them, and by none that comes later."""
+    per.set_fault(Hang(), when=lambda activity: activity.user_id == "BAD")
+    queue = make_queue(exit_timeout=0)
+    queue.record("GROUP_A", "BAD")
+    per.wait_for_requests(1)
+    started = threading.Barrier(5, timeout=10)
+
+    def flush():
+        started.wait()
+        with pytest.raises(ActivityRejected):
+            queue.flush(20)
+
+    with ThreadPoolExecutor(4) as pool:
+        flushes = [pool.submit(flush) for _ in range(4)]
+        started.wait()
+        until(lambda: len(queue._observer.waiters._get(None)) == 4)
+        per.clear_faults()
+        per.set_fault(Refuse("unknown_user"), when=lambda activity: activity.user_id == "BAD")
+        per.release()
+        for each in flushes:
+            each.result(20)
+    queue.record("GROUP_A", "GOOD")
+    queue.flush(10)
+
+
+def test_a_flush_never_takes_a_damaged_row_for_delivered(per, make_queue, outbox):
+    """A row that is found damaged is raised by a flush, once, as an `OutboxError` (invariant 4)."""
+    queue = make_queue(drain=False)
+    record(queue, 5)
+    queue.close()
+    with sqlite3.connect(outbox) as connection:
+        connection.execute("UPDATE perqueue_activity SET user_id = 'SOMEBODY ELSE' WHERE id = 3")
+    connection.close()
+    queue = make_queue()
+    with pytest.raises(OutboxError, match=r"damaged.*perqueue doctor"):
+        queue.flush(10)
+    assert {activity.user_id for activity in per.activities} == {"USER_0", "USER_1", "USER_3", "USER_4"}
+    assert queue.stats().damaged == 1
+    queue.flush(10)
