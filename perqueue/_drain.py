@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from perqueue._activity import Event, Outcome, Verdict
 from perqueue._feed import Feed
-from perqueue._pace import Gate, jittered
+from perqueue._pace import jittered
 from perqueue._settler import REFUSAL_STREAK, SETTLE_BATCH, Settler
+from perqueue._stats import Gate
 from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ class Drain:
     async def _finish(self) -> None:
         """Let requests in flight end, and settle them: what was accepted is not sent again."""
         self._stopping = True
-        self._write_down()  # whoever waits need not wait for those in flight
+        self._write_down(over=False)  # whoever waits need not wait for those in flight
         stopped_at = None
         while self._lanes:
             left = None
@@ -216,18 +217,19 @@ class Drain:
             lane.cancel()
         if lanes:
             await asyncio.wait(lanes, timeout=1.0)
-        if not self._write_down():
+        if not self._write_down(over=True):
             log.error(
                 "%d outcomes could not be stored, and those activities will be sent again: %s",
                 len(self._settler),
                 self.trouble,
             )
 
-    def _write_down(self) -> bool:
+    def _write_down(self, *, over: bool) -> bool:
         try:
             self._settler.settle(now=True)
             self._settler.store_hold(answered=self._answered_at > float("-inf"))
-            self._outbox.set_drainer(None)
+            if over:
+                self._outbox.set_drainer(None)
         except Exception as error:  # noqa: BLE001 - there is a second try, and then it ends in any case
             self.trouble = str(error)
             return False
@@ -283,12 +285,20 @@ class Drain:
             sent_at = self._clock.monotonic()
             try:
                 outcome = await self._deliver(activity)
-            except Exception as error:  # noqa: BLE001 - one activity must not stop the others
+            except BaseException as error:
+                if self._is_cancelled():
+                    raise
+                # Whatever a given transport raises, KeyboardInterrupt too: one must not stop the others.
                 reason = f"perqueue failed: {type(error).__name__}"
                 outcome = Outcome(verdict=Verdict.NO_ANSWER, reason=reason)
             finally:
                 self.in_flight -= 1
             self._answered(activity, outcome, sent_at)
+
+    @staticmethod
+    def _is_cancelled() -> bool:
+        lane = asyncio.current_task()
+        return lane is not None and lane.cancelling() > 0
 
     def _answered(self, activity: Activity, outcome: Outcome, sent_at: float) -> None:
         """Turn an outcome into what is to be stored, and tell the pace."""
@@ -352,7 +362,7 @@ class Drain:
         """Keep it pending: on its own account if others get through, else as a suspect of an outage."""
         self._failures += 1
         own = activity.attempts > 0 or self._answered_at > min(sent_at, self._feed.failed_at(activity))
-        if own:
+        if own or self._feed.crowded():
             wait = jittered(self._policy.base, self._policy.activity_cap, activity.attempts + 1)
             if sent_at < self._woken_at:
                 wait = 0.0  # whoever waits is owed an attempt that began after the asking

@@ -6,7 +6,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from perqueue._pace import Gate
+from perqueue._stats import Gate
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -82,23 +82,23 @@ class Feed:
             self._take_newest()
 
     def next(self) -> Activity | None:
-        """Hand out an activity; in an outage one that has not failed, as far as memory allows."""
-        if self._pace.gate is not None and self._ready and self._ready[0].attempts:
-            self._bring_forward_an_innocent()
-        self._from_end = not self._from_end
-        if self._pace.gate is Gate.BACKING_OFF and self._from_end and self._ready:
-            return self._ready.pop()  # from both ends: however many bad ones lie before a good one
-        few = self._pace.gate is None or len(self._suspects) < _MOST_SUSPECTS
-        source = self._ready if self._ready and (few or not self._suspects) else self._suspects
-        return source.popleft() if source else None
+        """Hand out an activity: in its turn, or while nothing gets through, one that can best tell why."""
+        if not self._ready:
+            return self._suspects.popleft() if self._suspects else None
+        return self._ready.popleft() if self._pace.gate is None else self._best_probe()
 
-    def _bring_forward_an_innocent(self) -> None:
-        """Let the probe be one that has never failed on its own account, if there is one."""
-        for place, activity in enumerate(self._ready):
-            if not activity.attempts:
-                del self._ready[place]
-                self._ready.appendleft(activity)
-                return
+    def _best_probe(self) -> Activity:
+        """Take out one that has never failed on its own account, if there is one.
+
+        In an outage from either end in turn: however many bad ones lie before a good one, it is found.
+        """
+        backwards = self._pace.gate is Gate.BACKING_OFF and self._from_end
+        self._from_end = not self._from_end
+        places = range(len(self._ready))[:: -1 if backwards else 1]
+        place = next((i for i in places if not self._ready[i].attempts), places[0])
+        activity = self._ready[place]
+        del self._ready[place]
+        return activity
 
     def put_back(self, activity: Activity) -> None:
         """Keep an activity whose failure says nothing about it."""
@@ -108,6 +108,10 @@ class Feed:
         """Keep an activity that failed while nothing got through."""
         self._failed_at[activity.id] = self._clock.monotonic()
         self._suspects.append(activity)
+
+    def crowded(self) -> bool:
+        """Tell whether there are as many suspects as memory allows: another one waits on its own account."""
+        return len(self._suspects) >= _MOST_SUSPECTS
 
     def failed_at(self, activity: Activity) -> float:
         """Return when it failed before (monotonic seconds); infinity if it did not."""

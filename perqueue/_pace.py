@@ -7,10 +7,11 @@ so doubling in each round trip. The drain's thread alone uses a controller; no m
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from tenacity import RetryCallState, Retrying, wait_random_exponential
+
+from perqueue._stats import Gate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,19 +22,6 @@ PROBE_INTERVAL = 60.0
 """Seconds between probes while everything is refused, and the longest between two tries of a bad token."""
 _PROBE_SPACING = 0.1
 """Seconds between two probes, however many callers of flush() ask."""
-
-
-class Gate(StrEnum):
-    """Why the gate is closed. The values are stored in the outbox."""
-
-    BACKING_OFF = "backing_off"
-    """Failures without an answer: an outage."""
-    RETRY_AFTER = "retry_after"
-    """Per asked for a wait; nothing overrides it."""
-    BAD_TOKEN = "bad_token"  # noqa: S105 - a reason, no secret
-    """Per refused the token."""
-    REFUSED = "refused"
-    """Per refused everything, for one reason."""
 
 
 def jittered(base: float, cap: float, failures: int) -> float:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from perqueue._activity import State
 from perqueue._outbox import Hold, Settled
 from perqueue._settings import checked_timeout
+from perqueue._stats import Gate
 from perqueue.exceptions import (
     ActivityRejected,
     AuthenticationError,
@@ -234,10 +235,10 @@ def pause_error(hold: Hold | None, pauses: int) -> PerQueueError | None:
     """Return what to raise for a pause that a probe after the ``pauses``-th one has confirmed."""
     if hold is None or hold.number <= pauses:
         return None
-    if hold.kind == "bad_token":
+    if hold.kind == Gate.BAD_TOKEN:
         message = f"Per refused the activity token ({hold.reason}): everything is kept, delivery is paused"
         return AuthenticationError(message, code=hold.reason)
-    if hold.kind == "refused":
+    if hold.kind == Gate.REFUSED:
         message = f"Per refuses every activity ({hold.reason}): they are kept as pending, delivery is paused"
         return ActivityRejected(message, reason=hold.reason)
     return None

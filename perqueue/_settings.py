@@ -263,6 +263,7 @@ def is_loopback(host: str) -> bool:
 
 
 def outbox_path(outbox: object) -> Path:
+    """Return the absolute path that the option ``outbox`` names; raise :class:`ConfigurationError`."""
     if outbox is None or outbox == "":
         message = "outbox is missing: pass the path of a file of its own, or set PERQUEUE_OUTBOX"
         raise ConfigurationError(message)
@@ -276,8 +277,12 @@ def outbox_path(outbox: object) -> Path:
     if "://" in text:
         message = "outbox must be a file path: databases on a server are not available in this version"
         raise ConfigurationError(message)
-    # The real path: SQLite names -wal and -shm by it, and so must the drain's lock be.
-    return Path(os.path.realpath(Path(text).expanduser()))
+    try:
+        # The real path: SQLite names -wal and -shm by it, and so must the drain's lock be.
+        return Path(os.path.realpath(Path(text).expanduser()))
+    except (OSError, RuntimeError, ValueError) as error:  # no such user, no working directory, a surrogate
+        message = f"outbox must be the path of a file on disk: {error}"
+        raise ConfigurationError(message) from None
 
 
 def _seconds(name: str, value: object, *, zero: bool = False) -> float:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from perqueue._activity import TRANSITIONS, Event, Settlement, State
 from perqueue._outbox import Hold, Settled
-from perqueue._pace import PROBE_INTERVAL, Gate
+from perqueue._pace import PROBE_INTERVAL
+from perqueue._stats import Gate
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -27,6 +27,19 @@ class DrainState(StrEnum):
     """This queue only records (``drain=False``), or has not started to drain."""
 
 
+class Gate(StrEnum):
+    """Why the gate is closed. The values are stored in the outbox."""
+
+    BACKING_OFF = "backing_off"
+    """Failures without an answer: an outage."""
+    RETRY_AFTER = "retry_after"
+    """Per asked for a wait; nothing overrides it."""
+    BAD_TOKEN = "bad_token"  # noqa: S105 - a reason, no secret
+    """Per refused the token."""
+    REFUSED = "refused"
+    """Per refused everything, for one reason."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
     """A snapshot of an outbox and its drain; every field costs the same however large the outbox is."""
@@ -49,10 +62,3 @@ class Stats:
     """Why it backs off, is paused, or cannot store outcomes."""
     resumes_at: datetime | None = None
     """When it will try again, if that is known (UTC)."""
-
-
-def held(kind: str, reason: str) -> tuple[DrainState, str]:
-    """Return the state and the reason of a drain that sends nothing, from why it does not (a stored hold)."""
-    pausing = kind in ("bad_token", "refused")
-    state = DrainState.PAUSED if pausing else DrainState.BACKING_OFF
-    return state, reason if kind == "backing_off" else f"{kind.replace('_', ' ')}: {reason}"

@@ -5,11 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from perqueue._clock import datetime_from_ms
-from perqueue._stats import DrainState, Stats, held
+from perqueue._stats import DrainState, Gate, Stats
 
 if TYPE_CHECKING:
-    from perqueue._outbox import Position
+    from perqueue._outbox import Hold, Position
     from perqueue._worker import Worker
+
+
+def held(hold: Hold) -> tuple[DrainState, str]:
+    """Return the state and the reason of a drain that sends nothing for now."""
+    pausing = hold.kind in (Gate.BAD_TOKEN, Gate.REFUSED)
+    state = DrainState.PAUSED if pausing else DrainState.BACKING_OFF
+    plain = hold.kind == Gate.BACKING_OFF
+    return state, hold.reason if plain else f"{hold.kind.replace('_', ' ')}: {hold.reason}"
 
 
 def describe(position: Position, worker: Worker | None, *, drains: bool, now: int) -> Stats:
@@ -22,7 +30,7 @@ def describe(position: Position, worker: Worker | None, *, drains: bool, now: in
     if worker is not None and worker.trouble:
         state, reason = DrainState.PAUSED, worker.trouble
     elif hold is not None and position.pending > 0:
-        state, reason = held(hold.kind, hold.reason)
+        state, reason = held(hold)
         resumes_at = datetime_from_ms(hold.until)
     elif worker is not None and worker.standby:
         state = DrainState.STANDBY

@@ -10,13 +10,16 @@ import asyncio
 import importlib
 import logging
 import os
+import queue
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from perqueue._drain import Drain
 from perqueue._loop import DaemonResolver, DeliveryLoop
-from perqueue._pace import Gate, Pace
+from perqueue._pace import Pace
+from perqueue._settler import Observer
+from perqueue._stats import Gate
 from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
     from perqueue._activity import Activity, Outcome
     from perqueue._clock import Clock
-    from perqueue._outbox import Hold, Outbox, Settled
+    from perqueue._outbox import Outbox
     from perqueue._settings import RetryPolicy
 
 log = logging.getLogger("perqueue")
@@ -59,14 +62,8 @@ class Deliverer(Protocol):
         """Close connections."""
 
 
-class WorkerObserver(Protocol):
-    """What the worker tells, beyond what the drain does."""
-
-    def on_settled(self, outcomes: dict[int, Settled], rejected: list[Activity]) -> None: ...
-
-    def on_hold(self, hold: Hold) -> None: ...
-
-    def on_tick(self) -> None: ...
+class WorkerObserver(Observer, Protocol):
+    """What the worker tells and asks, beyond what the drain does."""
 
     def awaited(self) -> list[int] | None:
         """Return the activities that somebody waits for; None if nobody waits for anything."""
@@ -100,6 +97,11 @@ class Worker:
         self._keep_ms = keep_delivered_ms
         self._clock = clock
         self._reset()
+        if drain:
+            # Parked until the first record(), which may come when Python 3.12 starts no thread any more:
+            # its main thread has ended, and others go on recording.
+            with suppress(RuntimeError):
+                self._make_thread()
 
     def abandon(self) -> None:
         """Be as new, in a forked child: the parent's thread, loop and sockets are not touched."""
@@ -112,6 +114,8 @@ class Worker:
         self._pid = os.getpid()
         self._start_lock = threading.RLock()  # a signal handler may record while its thread is in start()
         self._thread: threading.Thread | None = None
+        self._go: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._trouble: str | None = None
         self._drain: Drain | None = None
         self._loop: DeliveryLoop | None = None
         self._event: asyncio.Event | None = None
@@ -122,7 +126,7 @@ class Worker:
         self._complaints: set[str] = set()
         self._changes = -1
         self.started = False
-        """Whether the thread runs."""
+        """Whether the thread was told to go."""
         self.standby = False
         """Whether another process holds the drain lock."""
 
@@ -134,9 +138,9 @@ class Worker:
 
     @property
     def trouble(self) -> str | None:
-        """Why nothing can be claimed or settled, if that is so."""
+        """Why this process can deliver nothing, if that is so."""
         drain = self._drain
-        return drain.trouble if drain else None
+        return drain.trouble if drain else self._trouble
 
     @property
     def thread(self) -> threading.Thread | None:
@@ -144,27 +148,33 @@ class Worker:
         return self._thread
 
     def start(self) -> None:
-        """Start the thread unless it runs; without effect while the interpreter shuts down."""
+        """Let the thread go, unless it does; without effect while the interpreter shuts down."""
         with self._start_lock:
             if self.started or self._stopping:
                 return
-            resolver = None
             try:
                 self.started = True
-                # Here, since a program may end with its first record(): Python 3.12 starts no thread then.
-                resolver = DaemonResolver() if self._looks_up_names else None
-                self._thread = threading.Thread(
-                    target=self._run, args=(resolver,), name="perqueue-drain", daemon=True
-                )
-                self._thread.start()
+                if self._thread is None:
+                    self._make_thread()
+                self._go.put(None)
             except BaseException as error:
-                if resolver is not None:
-                    resolver.close()
                 self.started = False
-                self._thread = None  # should it run after all, it ends at once
-                # RuntimeError: the interpreter is shutting down, and what is pending stays on disk.
                 if not isinstance(error, RuntimeError):
                     raise  # a signal handler's
+                self._trouble = f"no thread can be started ({error}): the next start of the program delivers"
+
+    def _make_thread(self) -> None:
+        resolver = DaemonResolver() if self._looks_up_names else None
+        self._thread = threading.Thread(
+            target=self._run, args=(resolver,), name="perqueue-drain", daemon=True
+        )
+        try:
+            self._thread.start()
+        except BaseException:
+            self._thread = None  # should it run after all, it ends at once
+            if resolver is not None:
+                resolver.close()
+            raise
 
     def more(self) -> None:
         """There is a new activity. Called for every ``record()``."""
@@ -197,6 +207,7 @@ class Worker:
         drain = self._drain
         if drain is not None:
             drain.stop(grace)
+        self._go.put(None)
         self._ring()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
@@ -211,16 +222,24 @@ class Worker:
     # -- on the thread
 
     def _run(self, resolver: DaemonResolver | None) -> None:
+        self._go.get()
         with self._start_lock:
-            if self._thread is not threading.current_thread():
+            if self._thread is not threading.current_thread() or self._stopping:
+                if resolver is not None:
+                    resolver.close()
                 return
         loop = self._loop = DeliveryLoop(resolver)
         try:
-            loop.run_until_complete(self._main())
-        except Exception:
-            log.exception("the drain thread has failed; a restart of the program is needed")
+            main = loop.create_task(self._main())
+            while not main.done():
+                try:
+                    loop.run_until_complete(main)
+                except BaseException:  # a KeyboardInterrupt in any task stops a loop, which can go on
+                    log.exception("the drain's event loop has been interrupted")
         finally:
             self._drain = None
+            if not self._stopping:
+                self._trouble = "the drain has failed, see the log: restart the program"
             loop.close()
 
     async def _main(self) -> None:
@@ -278,11 +297,14 @@ class Worker:
             lock.acquire()
         except Timeout:
             self.standby = True
+            self._trouble = None
             return False
         except OSError as error:
-            self._complain("lock", f"the drain lock cannot be taken, so nothing is delivered: {error}")
+            self._trouble = f"the drain lock cannot be taken, so this process delivers nothing: {error}"
+            self._complain("lock", self._trouble)
             return False
         self.standby = False
+        self._trouble = None
         self._complaints.discard("lock")
         return True
 

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perqueue import RetryPolicy
-from perqueue._pace import PROBE_INTERVAL, Gate, Pace, jittered
+from perqueue._pace import PROBE_INTERVAL, Pace, jittered
+from perqueue._stats import Gate
 
 POLICY = RetryPolicy()
 

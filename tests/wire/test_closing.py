@@ -8,9 +8,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
-from perqueue import DrainState, FlushTimeout, PerQueue, QueueClosed
+from perqueue import DrainState, FlushTimeout, PerQueue, QueueClosed, RetryPolicy
 from perqueue.sandbox import Hang, Latency, Refuse, Status
 
 
@@ -308,13 +309,13 @@ def test_a_queue_that_is_dropped_stops_its_threads(per, options, outbox, until):
     assert per.unique("GROUP_A") == 5
 
 
-def test_a_queue_that_was_never_used_has_no_drain_thread(per, make_queue):
-    """Nothing pending, nothing recorded: no thread delivers, and no request is made."""
+def test_a_queue_that_was_never_used_does_nothing(per, make_queue, outbox):
+    """Nothing pending, nothing recorded: its thread sleeps, stands for no election, and sends nothing."""
     queue = make_queue()
-    assert "perqueue-drain" not in threads()
     assert queue.stats().state is DrainState.IDLE
     queue.close()
     assert per.requests == 0
+    assert not outbox.with_name(f"{outbox.name}-drain.lock").exists()
 
 
 def test_opening_and_closing_thirty_times_leaks_nothing(per, make_queue):
@@ -328,3 +329,36 @@ def test_opening_and_closing_thirty_times_leaks_nothing(per, make_queue):
     gc.collect()
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 3
     assert per.unique("GROUP_A") == 31
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError])
+def test_nothing_that_a_transport_raises_ends_the_drain(make_queue, error):
+    """Whatever comes out of a given transport is no answer: the activity is sent again (invariant 8)."""
+    tries = []
+
+    def answer(request):
+        tries.append(request)
+        if len(tries) < 3:
+            raise error
+        return httpx.Response(200, json={"ok": True, "result": {"transactionId": "t"}})
+
+    queue = make_queue(transport=httpx.MockTransport(answer), retry=RetryPolicy(base=0.01))
+    receipt = queue.record("GROUP_A", "USER")
+    assert receipt.wait(10) == "t"
+    record(queue, 5)
+    queue.flush(10)
+
+
+def test_a_drain_that_cannot_be_elected_says_why(make_queue, outbox, until):
+    """A lock file that cannot be used stands in `stats()`, and delivery goes on once it can."""
+    lock = outbox.with_name(f"{outbox.name}-drain.lock")
+    lock.mkdir()  # root may open any file, but nobody a directory as one
+    queue = make_queue()
+    record(queue, 1)
+    until(lambda: queue.stats().state is DrainState.PAUSED)
+    assert "drain lock cannot be taken" in queue.stats().reason
+    with pytest.raises(FlushTimeout, match="drain lock cannot be taken"):
+        queue.flush(0.1)
+    lock.rmdir()
+    queue.flush(10)
+    until(lambda: queue.stats().state is DrainState.IDLE)
