@@ -12,11 +12,10 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from perqueue._activity import Event, Outcome, Verdict
+from perqueue._activity import Outcome, Verdict
 from perqueue._feed import Feed
-from perqueue._pace import jittered
-from perqueue._settler import REFUSAL_STREAK, SETTLE_BATCH, Settler
-from perqueue._stats import Gate
+from perqueue._judge import Judge
+from perqueue._settler import SETTLE_BATCH, Settler
 from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
@@ -34,8 +33,6 @@ log = logging.getLogger("perqueue")
 TICK = 0.085
 """Seconds after which a record() in another process is noticed at the latest."""
 _STUCK_RETRY = 0.5
-_OUTAGE = 5
-"""Failures in a row that mean an outage even if each failed before, when nothing else is there to try."""
 _PRUNE_BATCH = 50
 _PRUNE_INTERVAL = 60.0
 _MOST_KEPT = 10_000_000
@@ -63,23 +60,21 @@ class Drain:
         self._keep_ms = keep_delivered_ms
         self._clock = clock
         self._pace = pace
-        self._complaints = complaints  # what was logged and is not over, so that it is logged once
         self._event = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._alarm: asyncio.TimerHandle | None = None
         self._asleep = False
         self._stopping = False
         self._grace: float | None = None
-        self._token_refused = False
         self._crash: BaseException | None = None
 
         self._position = outbox.position()
         self._feed = Feed(outbox, pace, clock, policy.activity_cap, self._position.drained_through)
-        self._answered_at = self._woken_at = float("-inf")
-        self._failures = 0  # requests without an answer since the last answer
         self._lanes: set[asyncio.Task[None]] = set()
         self._settler = Settler(outbox, self._feed, pace, observer, clock, wake=self._event.set)
-        self._excused: tuple[str | None, int] = (None, 0)
+        self._judge = Judge(
+            self._feed, pace, self._settler, policy=policy, complaints=complaints, clock=clock
+        )
         self._changes = self._probe_requests = -1
         self._next_prune = self._next_tick = float("-inf")
 
@@ -112,7 +107,7 @@ class Drain:
     # -- called in the loop
 
     def _probe(self, handled: Callable[[], object]) -> None:
-        if self._stopping or self._token_refused:
+        if self._stopping or self._judge.token_refused:
             return
         handled()
         self._wake()
@@ -120,7 +115,7 @@ class Drain:
 
     def _wake(self) -> None:
         """Somebody waits: give everything one fresh attempt, as soon as Per allows one."""
-        self._woken_at = self._clock.monotonic()
+        self._judge.woken_at = self._clock.monotonic()
         self._pace.wake()
         self._feed.look_again(all_due=True)
 
@@ -133,7 +128,7 @@ class Drain:
         """Drain until stopped, or until the token is refused."""
         self._begin(self._position)
         try:
-            while not self._stopping and not self._token_refused:
+            while not self._stopping and not self._judge.token_refused:
                 self._turn()
                 await self._rest()
                 if self._crash is not None:
@@ -150,7 +145,7 @@ class Drain:
         """Do everything that can be done without waiting."""
         try:
             self._settler.settle()
-            self._settler.store_hold(answered=self._answered_at > float("-inf"))
+            self._settler.store_hold(answered=self._judge.answered_at > float("-inf"))
             self._look_around()
             self._feed.fill()
             self.trouble = None
@@ -168,10 +163,11 @@ class Drain:
         wait = TICK
         if self.trouble is not None:
             wait = _STUCK_RETRY
-        elif self._settler.due_at is not None:
-            wait = min(wait, self._settler.due_at - now)
-        if self._pace.gate is not None and len(self._feed) and not self.in_flight:
-            wait = min(wait, max(self._pace.wait(), 0.001))
+        else:
+            if self._settler.due_at is not None:
+                wait = min(wait, self._settler.due_at - now)
+            if len(self._feed):
+                wait = min(wait, self._until_next(wait))
         self._asleep = self._feed.hungry()
         if self._asleep and self._feed.fresh and self.trouble is None:
             wait = 0  # a record() came after the last look
@@ -184,6 +180,12 @@ class Drain:
             await asyncio.sleep(0)
         self._asleep = False
         self._event.clear()
+
+    def _until_next(self, otherwise: float) -> float:
+        """Return the seconds until something may be sent, if only time stands against it."""
+        if self._pace.gate is not None:
+            return otherwise if self.in_flight else max(self._pace.wait(), 0.001)
+        return self._pace.spacing() or otherwise
 
     def _peek(self) -> None:
         """Wake up only if another process has written: most of an idle process's life is spent here."""
@@ -227,7 +229,7 @@ class Drain:
     def _write_down(self, *, over: bool) -> bool:
         try:
             self._settler.settle(now=True)
-            self._settler.store_hold(answered=self._answered_at > float("-inf"))
+            self._settler.store_hold(answered=self._judge.answered_at > float("-inf"))
             if over:
                 self._outbox.set_drainer(None)
         except Exception as error:  # noqa: BLE001 - there is a second try, and then it ends in any case
@@ -259,9 +261,8 @@ class Drain:
     # -- delivering
 
     def _open_lanes(self) -> None:
-        wanted = min(self._pace.allowance(), self.in_flight + len(self._feed))
-        while len(self._lanes) < wanted:
-            lane = self._loop.create_task(self._lane())
+        while (activity := self._next()) is not None:
+            lane = self._loop.create_task(self._lane(activity))
             self._lanes.add(lane)
             lane.add_done_callback(self._lane_ended)
 
@@ -273,15 +274,20 @@ class Drain:
 
     def _next(self) -> Activity | None:
         """Return what to send now, if anything may be sent."""
-        if self._stopping or self._token_refused or self.trouble is not None:
+        if self._stopping or self._judge.token_refused or self.trouble is not None:
             return None
-        return self._feed.next() if self.in_flight < self._pace.allowance() else None
-
-    async def _lane(self) -> None:
-        """Send one activity after the other."""
-        while (activity := self._next()) is not None:
+        if self.in_flight >= self._pace.allowance() or self._pace.spacing():
+            return None
+        activity = self._feed.next()
+        if activity is not None:
             self._pace.sending()
             self.in_flight += 1
+        return activity
+
+    async def _lane(self, first: Activity) -> None:
+        """Send one activity after the other."""
+        activity: Activity | None = first
+        while activity is not None:
             sent_at = self._clock.monotonic()
             try:
                 outcome = await self._deliver(activity)
@@ -294,6 +300,7 @@ class Drain:
             finally:
                 self.in_flight -= 1
             self._answered(activity, outcome, sent_at)
+            activity = self._next()
 
     @staticmethod
     def _is_cancelled() -> bool:
@@ -301,99 +308,9 @@ class Drain:
         return lane is not None and lane.cancelling() > 0
 
     def _answered(self, activity: Activity, outcome: Outcome, sent_at: float) -> None:
-        """Turn an outcome into what is to be stored, and tell the pace."""
-        reason = outcome.reason or "no reason"
-        was_closed = self._pace.gate is not None
-        match outcome.verdict:
-            case Verdict.ACCEPTED:
-                if self._pace.gate is Gate.REFUSED:
-                    # Not everything is refused: what is older and refused for that reason has earned it.
-                    self._excused = (self._pace.reason, activity.id)
-                self._got_through(sent_at)
-                self._settler.end_streak()
-                self._settler.put(activity, Event.ACCEPT, sent_at, transaction_id=outcome.transaction_id)
-            case Verdict.REJECTED:
-                self._refused(activity, reason, sent_at)
-            case Verdict.BAD_TOKEN:
-                self._feed.put_back(activity)
-                self._token_refused = True
-                self._pace.refused(sent_at, Gate.BAD_TOKEN, reason)
-                self._complain(
-                    Gate.BAD_TOKEN,
-                    logging.ERROR,
-                    f"Per refused the activity token ({reason}): everything is kept, delivery is paused",
-                )
-            case Verdict.RATE_LIMITED | Verdict.NO_ANSWER:
-                self._unanswered(activity, outcome, reason, sent_at)
-        if was_closed and self._pace.gate is None:
-            self._recovered()
+        self._judge.judge(activity, outcome, sent_at)
         idle = not self.in_flight and not len(self._feed)
         if idle or len(self._settler) >= SETTLE_BATCH or self._pace.gate is not None:
             self._settler.hurry()
         elif self._feed.hungry():
             self._event.set()
-
-    def _got_through(self, sent_at: float) -> None:
-        self._answered_at = self._clock.monotonic()
-        self._failures = 0
-        self._pace.answered(sent_at)
-
-    def _refused(self, activity: Activity, reason: str, sent_at: float) -> None:
-        if self._pace.gate is Gate.REFUSED and reason == self._pace.reason:
-            self._feed.put_back(activity)  # nothing has changed: it is not this activity's fault
-            self._pace.refused(sent_at, Gate.REFUSED, reason)
-            return
-        self._got_through(sent_at)
-        earned = reason == self._excused[0] and activity.id <= self._excused[1]
-        if not earned and not (activity.attempts and activity.reason == reason):
-            # One that was taken back, and is refused again although others got through, does not count.
-            self._settler.extend_streak(activity, reason)
-        self._settler.put(activity, Event.REJECT, sent_at, reason=reason)
-        if self._settler.is_streak:
-            self._pace.refused(self._clock.monotonic(), Gate.REFUSED, reason)
-            self._complain(
-                Gate.REFUSED,
-                logging.ERROR,
-                f"Per refused {REFUSAL_STREAK} activities in a row for one reason, and accepted none:"
-                " they stay pending, delivery is paused; `perqueue status` shows the reason",
-            )
-
-    def _unanswered(self, activity: Activity, outcome: Outcome, reason: str, sent_at: float) -> None:
-        """Keep it pending: on its own account if others get through, else as a suspect of an outage."""
-        self._failures += 1
-        own = activity.attempts > 0 or self._answered_at > min(sent_at, self._feed.failed_at(activity))
-        if own or self._feed.crowded():
-            wait = jittered(self._policy.base, self._policy.activity_cap, activity.attempts + 1)
-            if sent_at < self._woken_at:
-                wait = 0.0  # whoever waits is owed an attempt that began after the asking
-            until = self._clock.time_ms() + int(wait * 1000)
-            self._settler.put(activity, Event.DEFER, sent_at, reason=reason, not_before=until)
-        else:
-            self._feed.suspect(activity)
-            self._settler.put(activity, Event.DEFER, sent_at, reason=reason)
-        if outcome.verdict is Verdict.RATE_LIMITED:
-            self._pace.throttled(sent_at, reason, outcome.retry_after)
-        elif own and self._pace.gate is None and (self._failures < _OUTAGE or self._feed.untried()):
-            if not activity.attempts:  # a known one's failure says nothing of Per
-                self._pace.stumbled()
-        else:
-            self._pace.failed(sent_at, reason)
-            if self._pace.failures > 1:
-                self._complain(
-                    Gate.BACKING_OFF,
-                    logging.WARNING,
-                    f"Per does not answer ({reason}): everything is kept, retrying",
-                )
-
-    def _complain(self, about: str, level: int, message: str) -> None:
-        """Log something once, until requests flow again."""
-        if about not in self._complaints:
-            self._complaints.add(about)
-            log.log(level, "%s", message)
-
-    def _recovered(self) -> None:
-        """Requests flow again: whatever failed meanwhile is sent in its turn."""
-        if self._complaints:
-            self._complaints.clear()
-            log.info("Per answers again: delivery goes on")
-        self._feed.acquit()

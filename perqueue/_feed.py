@@ -100,9 +100,12 @@ class Feed:
         del self._ready[place]
         return activity
 
-    def put_back(self, activity: Activity) -> None:
-        """Keep an activity whose failure says nothing about it."""
-        self._ready.append(activity)
+    def put_back(self, activity: Activity, *, first: bool = False) -> None:
+        """Keep an activity whose failure says nothing about it, and hand it out last, or first."""
+        if first:
+            self._ready.appendleft(activity)
+        else:
+            self._ready.append(activity)
 
     def suspect(self, activity: Activity) -> None:
         """Keep an activity that failed while nothing got through."""

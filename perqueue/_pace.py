@@ -1,8 +1,10 @@
 """When to send, and how much: backoff, probe, ramp, ``Retry-After`` and pauses, in one place.
 
 In an outage the gate closes for a wait that grows with full jitter; then one request, the probe, may
-pass. Anything that Per answers opens the gate, and the number in flight grows by one with each answer,
-so doubling in each round trip. The drain's thread alone uses a controller; no method blocks.
+pass. Anything that Per answers opens the gate. The number in flight doubles in each round trip until
+something goes wrong, and grows by one a round trip from then on; single failures and rising latency shrink
+it by a tenth (additive increase, multiplicative decrease). The drain's thread alone uses a controller; no
+method blocks.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tenacity import RetryCallState, Retrying, wait_random_exponential
 
+from perqueue._rate import RateCap
 from perqueue._stats import Gate
 
 if TYPE_CHECKING:
@@ -22,6 +25,12 @@ PROBE_INTERVAL = 60.0
 """Seconds between probes while everything is refused, and the longest between two tries of a bad token."""
 _PROBE_SPACING = 0.1
 """Seconds between two probes, however many callers of flush() ask."""
+_SHRINK = 0.9
+_SLOW, _SLOWER = 2.0, 0.1
+"""Latency has risen when it is over twice the lowest, and 0.1 s: then more in flight does not help."""
+_SMOOTHING = 1 / 16
+_LATENCY_MEMORY = 60.0
+"""Seconds after which the lowest latency is measured anew: routes change."""
 
 
 def jittered(base: float, cap: float, failures: int) -> float:
@@ -39,6 +48,12 @@ class Pace:
         self._max = max_in_flight
         self._monotonic = monotonic
         self._limit = 1.0
+        self._threshold = float(max_in_flight)  # doubling ends here
+        self._shrunk_at = float("-inf")
+        self._lowest = float("inf")
+        self._lowest_at = float("-inf")
+        self._latency = 0.0
+        self._cap = RateCap(monotonic)
         self._opens_at = self._asked_until = self._last_probe = float("-inf")
         self.failures = 0
         """Rounds in a row in which nothing got through."""
@@ -54,6 +69,11 @@ class Pace:
         """How many requests may be in flight while they flow."""
         return int(self._limit)
 
+    @property
+    def rate(self) -> float | None:
+        """How many requests may be sent in a second; None: Per has not asked for fewer."""
+        return self._cap.rate
+
     def allowance(self) -> int:
         """Return how many requests may be in flight now: 0 while waiting, 1 for a probe."""
         if self.gate is None:
@@ -64,17 +84,34 @@ class Pace:
         """Return the seconds until the gate lets a probe pass; 0 if it is open."""
         return 0.0 if self.gate is None else max(0.0, self._opens_at - self._monotonic())
 
+    def spacing(self) -> float:
+        """Return the seconds until the next request may be sent, by the rate that Per takes."""
+        return self._cap.wait()
+
     def answered(self, sent_at: float) -> None:
         """Per answered a request about its activity: requests flow, and more of them."""
         if sent_at < self.closed_at and self._monotonic() < self._asked_until:
             return  # sent before Per asked to wait
         self.gate = self.reason = None
         self.failures = 0
-        self._limit = min(self._limit + 1, self._max)
+        self._cap.taken()
+        self._limit = min(self._limit + (1 if self._limit < self._threshold else 1 / self._limit), self._max)
+        self._look_at_latency(sent_at)
 
-    def stumbled(self) -> None:
-        """One request failed while others got through: send a little less."""
-        self._limit = max(1.0, self._limit / 2)
+    def _look_at_latency(self, sent_at: float) -> None:
+        now = self._monotonic()
+        latency = now - sent_at
+        if latency < self._lowest or now - self._lowest_at > _LATENCY_MEMORY:
+            self._lowest, self._lowest_at = latency, now
+        self._latency += (latency - self._latency) * _SMOOTHING
+        if self._latency > _SLOW * self._lowest + _SLOWER:
+            self.stumbled(sent_at)
+
+    def stumbled(self, sent_at: float) -> None:
+        """One request failed while others got through: send a little less, once in a round trip."""
+        if sent_at >= self._shrunk_at:
+            self._shrunk_at = self._monotonic()
+            self._threshold = self._limit = max(1.0, self._limit * _SHRINK)
 
     def failed(self, sent_at: float, reason: str) -> None:
         """Nothing gets through: wait, longer each time."""
@@ -83,19 +120,25 @@ class Pace:
         if self._is_old(sent_at):
             return
         self.failures += 1
-        self._limit = 1.0 if self.failures > 1 else max(1.0, self._limit / 2)
+        if self.failures == 1:
+            self._threshold = max(1.0, self._limit / 2)
+        self._limit = 1.0 if self.failures > 1 else self._threshold
         self._close(Gate.BACKING_OFF, reason, jittered(self._policy.base, self._policy.cap, self.failures))
 
     def throttled(self, sent_at: float, reason: str, retry_after: float | None) -> None:
-        """Per, or something before it, asked for less."""
-        if retry_after is None:
+        """Per, or something before it, asked for fewer requests."""
+        some_taken = self._cap.refused(sent_at)
+        if retry_after is not None:
+            self.asked_to_wait(reason, retry_after)
+        elif not some_taken:
             self.failed(sent_at, reason)
-            return
+
+    def asked_to_wait(self, reason: str, retry_after: float) -> None:
+        """Per, or something before it, says when to come back (seconds)."""
         wait = min(retry_after, self._policy.retry_after_cap)
         if self.gate is Gate.RETRY_AFTER and self._opens_at >= self._monotonic() + wait:
             return
         self._asked_until = max(self._asked_until, self._monotonic() + wait)
-        self._limit = max(1.0, self._limit / 2)
         self._close(Gate.RETRY_AFTER, reason, wait)
 
     def refused(self, sent_at: float, gate: Gate, reason: str) -> None:
@@ -124,6 +167,7 @@ class Pace:
 
     def sending(self) -> None:
         """A request is about to be sent."""
+        self._cap.sending()
         if self.gate is not None:
             self._last_probe = self._monotonic()
 

@@ -56,6 +56,10 @@ class Stats:
     """Rows whose checksum no longer fits; they are kept, and never sent."""
     in_flight: int = 0
     """Requests that this process is waiting for."""
+    in_flight_limit: int = 0
+    """How many it would have in flight now at most: ``max_in_flight``, less where that does not help."""
+    rate_limit: float | None = None
+    """Requests a second that Per seems to take; None: it has not asked for fewer."""
     state: DrainState = DrainState.OFF
     """What the drain is doing."""
     reason: str | None = None

@@ -45,6 +45,8 @@ def describe(position: Position, worker: Worker | None, *, drains: bool, now: in
         rejected=position.rejected,
         damaged=position.damaged,
         in_flight=worker.in_flight if worker is not None else 0,
+        in_flight_limit=worker.pace.limit if worker is not None else 0,
+        rate_limit=worker.pace.rate if worker is not None else None,
         state=state,
         reason=reason,
         resumes_at=resumes_at,

@@ -122,7 +122,8 @@ class Worker:
         self._stopping = False
         self._grace = 0.0
         self._nudged = False
-        self._pace = Pace(self._policy, self._max_in_flight, self._clock.monotonic)
+        self.pace = Pace(self._policy, self._max_in_flight, self._clock.monotonic)
+        """When to send, and how much; kept from one term to the next."""
         self._complaints: set[str] = set()
         self._changes = -1
         self.started = False
@@ -264,16 +265,16 @@ class Worker:
 
     async def _term(self, deliverer: Deliverer, lock: BaseFileLock) -> None:
         """Drain if elected; otherwise follow what the elected process does for a while."""
-        paused = self._pace.gate is Gate.BAD_TOKEN and self._pace.wait() > 0 and not self._nudged
+        paused = self.pace.gate is Gate.BAD_TOKEN and self.pace.wait() > 0 and not self._nudged
         if not self._drains or paused or not self._elected(lock):
-            await self._follow(self._pace.wait() if paused else ELECTION_INTERVAL)
+            await self._follow(self.pace.wait() if paused else ELECTION_INTERVAL)
             return
         try:
             drain = Drain(
                 self._outbox,
                 deliverer.deliver,
                 self._observer,
-                self._pace,
+                self.pace,
                 self._complaints,
                 policy=self._policy,
                 keep_delivered_ms=self._keep_ms,
@@ -311,7 +312,7 @@ class Worker:
     async def _follow(self, seconds: float) -> None:
         """Pass on what another process settles, until it is time for the next election."""
         until = self._clock.monotonic() + seconds
-        paused = self._drains and not self.standby and self._pace.gate is Gate.BAD_TOKEN
+        paused = self._drains and not self.standby and self.pace.gate is Gate.BAD_TOKEN
         asked = self._outbox.position().probe_requests if paused else 0
         while not self._stopping:
             if paused and self._outbox.position().probe_requests != asked:

@@ -162,14 +162,47 @@ def test_after_an_outage_the_rate_ramps_up_again(pace, clock):
     assert pace.failures == 0
 
 
-def test_one_failure_among_successes_halves_the_rate(pace, clock):
-    """A single failure sends a little less, and stops nothing (invariant 8)."""
+def test_failures_among_successes_shrink_what_is_in_flight(pace, clock):
+    """A single failure sends a tenth less, once in a round trip, and stops nothing (invariant 8)."""
     flow(pace, clock)
-    pace.stumbled()
-    assert (pace.gate, pace.allowance()) == (None, 16)
+    sent_at = clock.now
+    clock.now += 0.1
+    for _ in range(5):
+        pace.stumbled(sent_at)
+    assert (pace.gate, pace.allowance()) == (None, 28)
     for _ in range(100):
-        pace.stumbled()
+        pace.stumbled(clock.now)
     assert pace.allowance() == 1
+
+
+def test_after_a_failure_the_number_in_flight_grows_by_one_a_round_trip(pace, clock):
+    """Where doubling led too far, growth is additive from then on."""
+    flow(pace, clock)
+    for _ in range(20):
+        pace.stumbled(clock.now)
+    few = pace.allowance()
+    for _ in range(few + 1):
+        pace.answered(clock.now)
+    assert pace.allowance() == few + 1
+
+
+def test_rising_latency_shrinks_what_is_in_flight(pace, clock):
+    """When answers take twice as long as they could, more in flight helps nobody."""
+    flow(pace, clock)
+    for _ in range(400):
+        sent_at = clock.now
+        clock.now += 0.05 * pace.limit
+        pace.answered(sent_at)
+    assert 2 <= pace.limit <= 8
+
+
+def test_steady_latency_shrinks_nothing(pace, clock):
+    """A server that is far away, with the usual noise, gets all that `max_in_flight` allows."""
+    for number in range(2000):
+        sent_at = clock.now
+        clock.now += 0.2 + 0.05 * (number % 3)
+        pace.answered(sent_at)
+    assert pace.limit == 32
 
 
 @given(st.lists(st.sampled_from(["answered", "stumbled", "failed", "throttled", "refused", "wake", "time"])))
@@ -183,6 +216,8 @@ def test_the_allowance_always_lies_between_nothing_and_the_limit(events):
                 pace.answered(clock.now)
             case "failed":
                 pace.failed(clock.now, "no answer")
+            case "stumbled":
+                pace.stumbled(clock.now)
             case "throttled":
                 pace.throttled(clock.now, "HTTP 429", 3.0)
             case "refused":
@@ -268,10 +303,25 @@ def test_a_refusal_that_was_under_way_does_not_cut_a_retry_after(pace, clock, ga
 
 
 def test_429_without_retry_after_is_a_failure_like_any_other(pace, clock):
-    """Without a time to wait for, the usual backoff applies."""
+    """Without a time to wait for, and with nothing taken, the usual backoff applies."""
     pace.throttled(clock.now, "HTTP 429", None)
     assert (pace.gate, pace.failures) == (Gate.BACKING_OFF, 1)
     assert pace.wait() <= 0.5
+
+
+def test_429_among_successes_only_slows_down(pace, clock):
+    """Where Per takes some and refuses others for their number, the rate falls, and nothing is paused."""
+    for _ in range(100):
+        pace.sending()
+        clock.now += 0.01
+        pace.answered(clock.now - 0.01)
+    pace.throttled(clock.now, "HTTP 429", None)
+    assert pace.gate is None
+    clock.now += 0.1
+    pace.sending()
+    pace.sending()
+    assert pace.spacing() == pytest.approx(0.015, rel=0.2)
+    assert pace.rate == pytest.approx(100, rel=0.1)
 
 
 # --- Pauses ---

@@ -1,0 +1,155 @@
+"""What came of a request: what it means for the activity, and what for all the others."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from perqueue._activity import Event, Outcome, Verdict
+from perqueue._pace import jittered
+from perqueue._settler import REFUSAL_STREAK
+from perqueue._stats import Gate
+
+if TYPE_CHECKING:
+    from perqueue._activity import Activity
+    from perqueue._clock import Clock
+    from perqueue._feed import Feed
+    from perqueue._pace import Pace
+    from perqueue._settings import RetryPolicy
+    from perqueue._settler import Settler
+
+log = logging.getLogger("perqueue")
+
+_OUTAGE = 5
+"""Failures in a row that mean an outage even if each failed before, when nothing else is there to try."""
+
+
+class Judge:
+    """Turns outcomes into what is to be stored, and tells the pace."""
+
+    def __init__(
+        self,
+        feed: Feed,
+        pace: Pace,
+        settler: Settler,
+        *,
+        policy: RetryPolicy,
+        complaints: set[str],
+        clock: Clock,
+    ) -> None:
+        self._feed = feed
+        self._pace = pace
+        self._settler = settler
+        self._policy = policy
+        self._complaints = complaints  # what was logged and is not over, so that it is logged once
+        self._clock = clock
+        self._failures = 0  # requests without an answer since the last answer
+        self._excused: tuple[str | None, int] = (None, 0)
+        self.answered_at = float("-inf")
+        """When Per answered last (monotonic seconds)."""
+        self.woken_at = float("-inf")
+        """When somebody asked last for a fresh attempt (monotonic seconds)."""
+        self.token_refused = False
+        """Whether Per refused the token: another process may have a better one."""
+
+    def judge(self, activity: Activity, outcome: Outcome, sent_at: float) -> None:
+        """Decide; ``sent_at`` is when the request was sent, in monotonic seconds."""
+        reason = outcome.reason or "no reason"
+        was_closed = self._pace.gate is not None
+        match outcome.verdict:
+            case Verdict.ACCEPTED:
+                if self._pace.gate is Gate.REFUSED:
+                    # Not everything is refused: what is older and refused for that reason has earned it.
+                    self._excused = (self._pace.reason, activity.id)
+                self._got_through(sent_at)
+                self._settler.end_streak()
+                self._settler.put(activity, Event.ACCEPT, sent_at, transaction_id=outcome.transaction_id)
+            case Verdict.REJECTED:
+                self._refused(activity, reason, sent_at)
+            case Verdict.BAD_TOKEN:
+                self._feed.put_back(activity)
+                self.token_refused = True
+                self._pace.refused(sent_at, Gate.BAD_TOKEN, reason)
+                self._complain(
+                    Gate.BAD_TOKEN,
+                    logging.ERROR,
+                    f"Per refused the activity token ({reason}): everything is kept, delivery is paused",
+                )
+            case Verdict.RATE_LIMITED:
+                self._throttled(activity, outcome, sent_at, reason)
+            case Verdict.NO_ANSWER:
+                self._unanswered(activity, sent_at, reason)
+        if was_closed and self._pace.gate is None:
+            self._recovered()
+
+    def _got_through(self, sent_at: float) -> None:
+        self.answered_at = self._clock.monotonic()
+        self._failures = 0
+        self._pace.answered(sent_at)
+
+    def _refused(self, activity: Activity, reason: str, sent_at: float) -> None:
+        if self._pace.gate is Gate.REFUSED and reason == self._pace.reason:
+            self._feed.put_back(activity)  # nothing has changed: it is not this activity's fault
+            self._pace.refused(sent_at, Gate.REFUSED, reason)
+            return
+        self._got_through(sent_at)
+        earned = reason == self._excused[0] and activity.id <= self._excused[1]
+        if not earned and not (activity.attempts and activity.reason == reason):
+            # One that was taken back, and is refused again although others got through, does not count.
+            self._settler.extend_streak(activity, reason)
+        self._settler.put(activity, Event.REJECT, sent_at, reason=reason)
+        if self._settler.is_streak:
+            self._pace.refused(self._clock.monotonic(), Gate.REFUSED, reason)
+            self._complain(
+                Gate.REFUSED,
+                logging.ERROR,
+                f"Per refused {REFUSAL_STREAK} activities in a row for one reason, and accepted none:"
+                " they stay pending, delivery is paused; `perqueue status` shows the reason",
+            )
+
+    def _throttled(self, activity: Activity, outcome: Outcome, sent_at: float, reason: str) -> None:
+        """It was one too many, or came at a wrong time, which says nothing about it."""
+        self._feed.put_back(activity, first=True)
+        self._settler.put(activity, Event.DEFER, sent_at, reason=reason)
+        if outcome.status == 429 or outcome.retry_after is None:
+            self._pace.throttled(sent_at, reason, outcome.retry_after)
+        else:
+            self._pace.asked_to_wait(reason, outcome.retry_after)
+
+    def _unanswered(self, activity: Activity, sent_at: float, reason: str) -> None:
+        """Keep it pending: on its own account if others get through, else as a suspect of an outage."""
+        self._failures += 1
+        own = activity.attempts > 0 or self.answered_at > min(sent_at, self._feed.failed_at(activity))
+        if own or self._feed.crowded():
+            wait = jittered(self._policy.base, self._policy.activity_cap, activity.attempts + 1)
+            if sent_at < self.woken_at:
+                wait = 0.0  # whoever waits is owed an attempt that began after the asking
+            until = self._clock.time_ms() + int(wait * 1000)
+            self._settler.put(activity, Event.DEFER, sent_at, reason=reason, not_before=until)
+        else:
+            self._feed.suspect(activity)
+            self._settler.put(activity, Event.DEFER, sent_at, reason=reason)
+        if own and self._pace.gate is None and (self._failures < _OUTAGE or self._feed.untried()):
+            if not activity.attempts:  # a known one's failure says nothing of Per
+                self._pace.stumbled(sent_at)
+        else:
+            self._pace.failed(sent_at, reason)
+            if self._pace.failures > 1:
+                self._complain(
+                    Gate.BACKING_OFF,
+                    logging.WARNING,
+                    f"Per does not answer ({reason}): everything is kept, retrying",
+                )
+
+    def _complain(self, about: str, level: int, message: str) -> None:
+        """Log something once, until requests flow again."""
+        if about not in self._complaints:
+            self._complaints.add(about)
+            log.log(level, "%s", message)
+
+    def _recovered(self) -> None:
+        """Requests flow again: whatever failed meanwhile is sent in its turn."""
+        if self._complaints:
+            self._complaints.clear()
+            log.info("Per answers again: delivery goes on")
+        self._feed.acquit()
