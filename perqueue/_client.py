@@ -103,7 +103,7 @@ class AsyncPerClient:
             activity_type_id=checked_id("activity_type_id", kind),
             recorded_at=SYSTEM_CLOCK.time_ms(),
         )
-        outcome = await self._wire.deliver(activity)
+        outcome = await self._wire.add(activity)
         if outcome.verdict is Verdict.ACCEPTED:
             return outcome.transaction_id or ""
         reason = outcome.reason

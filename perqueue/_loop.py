@@ -7,51 +7,71 @@ import queue
 import socket
 import threading
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
-class DaemonResolver:
-    """Resolves host names on one daemon thread.
+class DaemonThread:
+    """Runs functions that may block, one after the other, on one daemon thread.
 
-    asyncio's own look-ups run in an executor, which takes no more work once the interpreter is
-    shutting down, and whose threads are joined at exit: an exit handler could not deliver to a host
-    name, and a slow name server could hold up the end of the program.
+    asyncio's own executor takes no more work once the interpreter is shutting down, and its threads are
+    joined at exit: an exit handler could not deliver, and a slow function could hold up the end of the
+    program. Raises :class:`RuntimeError` if the thread cannot be started, which Python 3.12 and later
+    refuse while the interpreter is shutting down.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         self._questions: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="perqueue-resolve", daemon=True)
-        self._thread.start()
+        # Not a method: a thread that holds its owner would never see it collected.
+        threading.Thread(target=_answer, args=(self._questions,), name=name, daemon=True).start()
 
-    def _run(self) -> None:
-        while (question := self._questions.get()) is not None:
-            loop, answer, args = question
-            try:
-                result: object = socket.getaddrinfo(*args)
-            except Exception as error:  # noqa: BLE001 - carried to whoever asked
-                result = error
-            with suppress(RuntimeError):  # that loop is closed: nobody waits for this answer any more
-                loop.call_soon_threadsafe(_resolve, answer, result)
-            del question, loop, answer, result  # or the last loop would live as long as this thread
-
-    def ask(self, loop: asyncio.AbstractEventLoop, *args: object) -> asyncio.Future[Any]:
-        """Look up with the arguments of :func:`socket.getaddrinfo`; await the future for the answer."""
+    def run(
+        self, loop: asyncio.AbstractEventLoop, function: Callable[..., Any], *args: object
+    ) -> asyncio.Future[Any]:
+        """Call a function; await the future for what it returns or raises (an :class:`Exception` only)."""
         answer = loop.create_future()
-        self._questions.put((loop, answer, args))
+        self._questions.put((loop, answer, function, args))
         return answer
 
     def close(self) -> None:
-        """Let the thread end after the look-up it is in."""
+        """Let the thread end after what it is doing."""
         self._questions.put(None)
 
 
-def _resolve(answer: asyncio.Future[Any], result: object) -> None:
+def _answer(questions: queue.SimpleQueue[tuple[Any, ...] | None]) -> None:
+    while (question := questions.get()) is not None:
+        loop, answer, function, args = question
+        if not answer.done():  # else whoever asked has given up meanwhile
+            try:
+                result, failed = function(*args), False
+            except Exception as error:  # noqa: BLE001 - carried to whoever asked
+                result, failed = error, True
+            with suppress(RuntimeError):  # that loop is closed: nobody waits for this answer any more
+                loop.call_soon_threadsafe(_resolve, answer, result, failed)
+            del result
+        del question, loop, answer, function, args  # or the last loop would live as long as this thread
+
+
+def _resolve(answer: asyncio.Future[Any], result: Any, failed: bool) -> None:  # noqa: FBT001 - a callback
     if answer.done():
         return
-    if isinstance(result, Exception):
+    if failed:
         answer.set_exception(result)
     else:
         answer.set_result(result)
+
+
+class DaemonResolver(DaemonThread):
+    """Resolves host names on a daemon thread."""
+
+    def __init__(self) -> None:
+        super().__init__("perqueue-resolve")
+
+    def ask(self, loop: asyncio.AbstractEventLoop, *args: Any) -> asyncio.Future[Any]:
+        """Look up with the arguments of :func:`socket.getaddrinfo`; await the future for the answer."""
+        return self.run(loop, socket.getaddrinfo, *args)
 
 
 class DeliveryLoop(asyncio.SelectorEventLoop):

@@ -1,58 +1,83 @@
 """Per on the wire: one HTTP request at a time, and what became of it.
 
-httpx's transports are used without its client on top, which leaves out what must not happen here:
-redirects, cookies, settings from the environment, and a log line at INFO with the whole URL.
+Straight over asyncio as a rule; through httpx's transports where one is given, or a proxy. httpx's client
+on top of them is not used: redirects, cookies, settings from the environment and a log line at INFO with
+the whole URL must not happen here.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
-from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
-from urllib.parse import quote, urlencode
+import logging
+import weakref
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, cast
+from urllib.parse import quote, urlencode, urlsplit
 
 from perqueue._activity import Activity, Outcome, Verdict
-from perqueue._answers import BAD_TOKEN_REASON, interpret, parse_json, presentable, reason_of
+from perqueue._answers import BAD_TOKEN_REASON, interpret, parse_json, presentable, reasons_of
 from perqueue._clock import SYSTEM_CLOCK
+from perqueue._http import Connections, StaleConnection
+from perqueue._loop import DaemonThread
+from perqueue._parser import NotHTTP
+from perqueue._redaction import Secret, mask_logs, redacted, without_token
 from perqueue._report import Report
 from perqueue._settings import ClientSettings, checked_token
+from perqueue._transports import KEEP_ALIVE, Transports, replica
 from perqueue._version import __version__
 from perqueue.exceptions import AuthenticationError, ConfigurationError, PerAPIError
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import Callable, Mapping
 
     import httpx
 
+    from perqueue._answers import Headers
     from perqueue._clock import Clock
     from perqueue._settings import Token
 
-_SHORTEST_SECRET = 8
-"""Shorter tokens (a test's "x") are taken out as whole words only, or they would spoil every text."""
+log = logging.getLogger("perqueue")
+
 _LARGEST_ANSWER = 64 * 1024
 _LARGEST_REPORT = 64 * 1024 * 1024
+_CERTIFICATE = (
+    "the server's certificate is not trusted ({}), so nothing was sent to it. If a proxy with a certificate"
+    " authority of its own stands before Per: verify=ssl.create_default_context(cafile=...)"
+)
+
+
+_HEADERS = (
+    (b"User-Agent", f"useper-perqueue/{__version__}".encode()),
+    (b"Accept", b"application/json"),
+    (b"Accept-Encoding", b"identity"),
+    # activities.add is a GET that changes things: no cache may answer it.
+    (b"Cache-Control", b"no-store"),
+)
 
 
 class _TokenUnavailable(Exception):
     """The token's callable failed, or returned something that is no token."""
 
 
-class _NotPer(Exception):
-    """An answer that cannot be Per's: too large, or in an encoding that was not asked for."""
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    # A server may repeat the token in them, and a traceback may show local variables.
+    headers: Headers = field(repr=False)
+    body: bytes = field(repr=False)
 
 
-def _redacted(text: str, token: str, *ids: str) -> str:
-    """Return a foreign text fit to be logged and raised: without the token and the IDs that it may repeat."""
-    if len(token) >= _SHORTEST_SECRET:
-        text = text.replace(token, "[token]")
-    else:
-        text = re.sub(rf"(?<!\w){re.escape(token)}(?!\w)", "[token]", text)
-    for form in {form for value in ids for form in (value, quote(value, safe=""))}:
-        # Whole words only: an ID may be as short as "a".
-        text = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", "…", text)
-    return text
+def _call(which: str, token: Callable[[], object]) -> Secret:
+    """Ask a token's callable; whatever the user's code raises or returns, its text is told to nobody."""
+    try:
+        return Secret(checked_token(which, token()))
+    except ConfigurationError as error:
+        message = str(error)
+    except BaseException as error:  # noqa: BLE001 - KeyboardInterrupt, too, would end the thread and no more
+        message = f"the {which} callable raised {type(error).__name__}"
+    raise _TokenUnavailable(message)
 
 
 class Wire:
@@ -61,175 +86,280 @@ class Wire:
     def __init__(self, settings: ClientSettings, clock: Clock = SYSTEM_CLOCK) -> None:
         self._settings = settings
         self._clock = clock
-        self._ssl: ssl.SSLContext | None = None
-        self.forget_connections()
+        self._tls: ssl.SSLContext | None = None
+        base = urlsplit(settings.base_url)
+        self._prefix = base.path
+        self._host = settings.origin.partition("://")[2].encode()
+        self._direct: Connections | None = None
+        if settings.transport is None and settings.proxy is None:
+            tls = base.scheme == "https"
+            port = base.port or (443 if tls else 80)
+            self._direct = Connections(base.hostname or "", port, self._context if tls else None)
+        self._transports = Transports(self._new_transport)
+        self._thread: DaemonThread | None = None
+        auth = settings.proxy.auth if settings.proxy is not None else None
+        self._password = [] if auth is None else [auth[1]]
 
     def forget_connections(self) -> None:
         """Abandon every connection without touching it, in a forked child for instance."""
-        # Last in, first out: the connections that are not needed age, and Per or a proxy ends them.
-        self._idle: list[httpx.AsyncBaseTransport] = []
+        if self._direct is not None:
+            self._direct.forget()
+        self._transports.forget()
+        self._thread = None
 
     async def aclose(self) -> None:
         """Close the connections, not a transport that was given."""
-        idle, self._idle = self._idle, []
-        for transport in idle:
-            with suppress(Exception):
-                await transport.aclose()
-
-    @asynccontextmanager
-    async def _transport(self) -> AsyncIterator[httpx.AsyncBaseTransport]:
-        """Lend a transport with one connection of its own; it is kept only if all went well."""
-        # One for each request in flight: httpx's shared pool costs a time that grows with the square of
-        # the requests in flight (encode/httpx#3215).
-        if self._settings.transport is not None:
-            yield self._settings.transport
-            return
-        transport = self._idle.pop() if self._idle else self._new_transport()
-        try:
-            yield transport
-        except BaseException:
-            with suppress(Exception):
-                await transport.aclose()
-            raise
-        self._idle.append(transport)
+        if self._direct is not None:
+            await self._direct.aclose()
+        await self._transports.aclose()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.close()
 
     def _new_transport(self) -> httpx.AsyncBaseTransport:
         import httpx
 
-        if self._ssl is None:
-            verify = self._settings.verify
-            self._ssl = httpx.create_ssl_context(verify=verify, trust_env=False)
-        limits = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=30)
+        if isinstance(self._settings.transport, httpx.AsyncHTTPTransport):
+            return replica(self._settings.transport)
+        limits = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEP_ALIVE)
         return httpx.AsyncHTTPTransport(
-            verify=self._ssl, trust_env=False, proxy=self._settings.proxy, limits=limits
+            verify=self._context(), trust_env=False, proxy=self._settings.proxy, limits=limits
         )
 
-    async def get(
-        self, path: str, parameters: Mapping[str, str], token: str, largest: int
-    ) -> tuple[int, Mapping[str, str], bytes]:
-        """Send one GET and return status, headers and body.
+    def _context(self) -> ssl.SSLContext:
+        """Return the one TLS context: making another takes 30 ms, for its authorities."""
+        if self._tls is None:
+            import httpx
 
-        The request's time is bounded as a whole, from connecting to the last byte, by ``request_timeout``.
-        Raises :class:`TimeoutError`, ``_NotPer`` and whatever the transport raises.
+            self._tls = httpx.create_ssl_context(verify=self._settings.verify, trust_env=False)
+        return self._tls
+
+    # -- one request
+
+    def _deadline(self) -> float:
+        """Return when a request that begins now must have ended, by the loop's monotonic clock."""
+        return asyncio.get_running_loop().time() + self._settings.request_timeout
+
+    async def _get(
+        self,
+        path: str,
+        parameters: Mapping[str, str],
+        token: Secret,
+        deadline: float,
+        *,
+        largest: int = _LARGEST_ANSWER,
+        again: bool = False,
+    ) -> _Answer | str:
+        """Send one GET and return the answer; or, in words, why there is none.
+
+        The request's time is bounded as a whole, from connecting to the last byte. ``again`` allows a second
+        request when the first went over a connection that was kept alive and had ended.
         """
+        task = asyncio.current_task()
+        cancellations = task.cancelling() if task is not None else 0
+        query = urlencode(parameters, quote_via=quote, safe="")
+        target = f"{self._prefix}{path}" + (f"?{query}" if query else "")
+        try:
+            async with asyncio.timeout_at(deadline):
+                try:
+                    return await self._exchange(target, token, largest)
+                except StaleConnection:
+                    if not again:
+                        raise
+                log.debug("a connection that was kept alive ended before the answer: asking again")
+                return await self._exchange(target, token, largest, new=True)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the map is total: a transport may raise anything
+            if isinstance(error, asyncio.CancelledError) and task and task.cancelling() > cancellations:
+                raise  # it is this task that is cancelled
+            return self._describe(error, token, *parameters.values())
+
+    async def _exchange(self, target: str, token: Secret, largest: int, *, new: bool = False) -> _Answer:
+        headers = [(b"Host", self._host), (b"Authorization", b"Bearer " + token.encode()), *_HEADERS]
+        if self._direct is not None:
+            answer = await self._direct.get(target.encode(), headers, largest, new=new)
+            _check_encoding(answer)
+            return _Answer(answer.status, answer, bytes(answer.body))
         import httpx
 
-        query = urlencode(parameters, quote_via=quote, safe="")
-        url = f"{self._settings.base_url}{path}" + (f"?{query}" if query else "")
-        request = httpx.Request(
-            "GET",
-            url,
-            headers={
-                "Authorization": f"Bearer {token}",
-                "User-Agent": f"useper-perqueue/{__version__}",
-                "Accept": "application/json",
-                "Accept-Encoding": "identity",
-                # activities.add is a GET that changes things: no cache may answer it.
-                "Cache-Control": "no-store",
-            },
-        )
-        async with asyncio.timeout(self._settings.request_timeout), self._transport() as transport:
-            response = await transport.handle_async_request(request)
+        mask_logs(token, *self._password)
+        request = httpx.Request("GET", f"{self._settings.origin}{target}", headers=headers)
+        given = self._settings.transport
+        if given is not None and not isinstance(given, httpx.AsyncHTTPTransport):
+            return await _read(await given.handle_async_request(request), largest)
+        async with self._transports.lend(new=new) as loan:
             try:
-                if response.headers.get("content-encoding", "identity").lower() != "identity":
-                    message = "compressed, though that was not asked for"
-                    raise _NotPer(message)
-                body = bytearray()
-                # Not aiter_raw(), nor the stream itself: a mock's response may have been read already.
-                async for chunk in response.aiter_bytes():
-                    body += chunk
-                    if len(body) > largest:
-                        message = f"more than {largest} bytes"
-                        raise _NotPer(message)
-            finally:
-                await response.aclose()
-        return response.status_code, response.headers, bytes(body)
+                response = await loan.transport.handle_async_request(request)
+            except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as error:
+                if loan.reused:
+                    raise StaleConnection from error
+                raise
+            return await _read(response, largest)
 
-    def token(self, which: str) -> str:
+    def _describe(self, error: BaseException, token: Secret, *ids: str) -> str:
+        """Say what went wrong, without anything secret."""
+        if isinstance(error, StaleConnection) and error.__cause__ is not None:
+            error = error.__cause__
+        if isinstance(error, TimeoutError):
+            return f"no answer within {self._settings.request_timeout:g} s"
+        if isinstance(error, NotHTTP):
+            return f"not an answer of Per's: {error}"
+        if (distrust := _distrust(error)) is not None:
+            return _CERTIFICATE.format(distrust)
+        text = presentable(redacted(str(error), token, *ids))
+        # A malformed header's error quotes it in full.
+        name = type(error).__name__
+        return name if not text or name in ("LocalProtocolError", "UnicodeEncodeError") else f"{name}: {text}"
+
+    # -- the token
+
+    async def _token(self, which: str, deadline: float) -> Secret:
         """Return the token, from its callable if it is one."""
         token: Token | None = getattr(self._settings, which)
         if token is None:
             message = f"{which} is missing: pass it or set PER_{which.upper()}"
             raise ConfigurationError(message)
         if not callable(token):
-            return token
+            return Secret(token)
+        # In a thread: a vault that is slow must not hold up the event loop, with its deadlines and close().
+        thread = self._token_thread()
+        if thread is None:
+            return _call(which, token)
         try:
-            return checked_token(which, token())
-        except ConfigurationError as error:
-            raise _TokenUnavailable(str(error)) from None
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - it is the user's code
-            message = f"the {which} callable raised {type(error).__name__}"
-            raise _TokenUnavailable(message) from None
+            async with asyncio.timeout_at(deadline):
+                return cast("Secret", await thread.run(asyncio.get_running_loop(), _call, which, token))
+        except TimeoutError:
+            message = f"the {which} callable has not returned within {self._settings.request_timeout:g} s"
+        raise _TokenUnavailable(message)
+
+    def _token_thread(self) -> DaemonThread | None:
+        if self._thread is None:
+            try:
+                self._thread = DaemonThread("perqueue-token")
+            except RuntimeError:
+                return None  # the interpreter is shutting down: there is nothing left to hold up
+            weakref.finalize(self, self._thread.close).atexit = False
+        return self._thread
+
+    # -- what Per is asked
 
     async def deliver(self, activity: Activity) -> Outcome:
-        """Send one activity and return what came of it; whatever happens is an outcome."""
+        """Send one activity and return what came of it; whatever happens is an outcome.
+
+        Only a cancellation of the calling task ends it otherwise. A request over a connection that was kept
+        alive, and that ended before any answer, is sent once more at once. Per has usually not seen it,
+        and may have counted it: but it would be sent again in any case, after a wait that is meant for
+        outages, and of Per the end of an old connection says nothing.
+        """
         try:
-            token = self.token("activity_token")
-            outcome = await self._add(activity, token)
+            return await self._send(activity, again=True)
+        except (KeyboardInterrupt, SystemExit) as error:
+            reason = f"the transport raised {type(error).__name__}"
+        return Outcome(verdict=Verdict.NO_ANSWER, reason=reason)
+
+    async def add(self, activity: Activity) -> Outcome:
+        """Do as :meth:`deliver`, in a single request, and let a :class:`KeyboardInterrupt` pass."""
+        return await self._send(activity, again=False)
+
+    async def _send(self, activity: Activity, *, again: bool) -> Outcome:
+        deadline = self._deadline()
+        try:
+            token = await self._token("activity_token", deadline)
+            outcome = await self._add(activity, token, deadline, again=again)
             if outcome.verdict is Verdict.BAD_TOKEN:
-                renewed = self.token("activity_token")
+                renewed = await self._token("activity_token", deadline)
                 if renewed != token:  # rotated while the request was under way
-                    outcome = await self._add(activity, renewed)
+                    outcome = await self._add(activity, renewed, deadline, again=again)
         except _TokenUnavailable as error:
             return Outcome(verdict=Verdict.BAD_TOKEN, reason=str(error))
         return outcome
 
-    async def _add(self, activity: Activity, token: str) -> Outcome:
+    async def _add(self, activity: Activity, token: Secret, deadline: float, *, again: bool) -> Outcome:
         parameters = {
             "billingId": activity.billing_id,
             "userId": activity.user_id,
             "activityTypeId": activity.activity_type_id,
         }
-        try:
-            status, headers, body = await self.get("/activities.add", parameters, token, _LARGEST_ANSWER)
-        except Exception as error:  # noqa: BLE001 - the map is total: what is not an answer stays pending
-            reason = self._describe(error, token, activity.billing_id, activity.user_id)
-            return Outcome(verdict=Verdict.NO_ANSWER, reason=reason)
-        return interpret(
-            status,
-            headers,
-            body,
+        answer = await self._get("/activities.add", parameters, token, deadline, again=again)
+        if isinstance(answer, str):
+            return Outcome(verdict=Verdict.NO_ANSWER, reason=answer)
+        outcome = interpret(
+            answer.status,
+            answer.headers,
+            answer.body,
             self._clock.wall(),
-            redact=lambda reason: _redacted(reason, token, activity.billing_id, activity.user_id),
+            redact=lambda reason: redacted(reason, token, activity.billing_id, activity.user_id),
         )
-
-    def _describe(self, error: Exception, token: str, *ids: str) -> str:
-        """Say what went wrong, without anything secret."""
-        if isinstance(error, TimeoutError):
-            return f"no answer within {self._settings.request_timeout:g} s"
-        if isinstance(error, _NotPer):
-            return f"not an answer of Per's: {error}"
-        text = presentable(_redacted(str(error), token, *ids))
-        # A malformed header's error quotes it in full.
-        name = type(error).__name__
-        return name if not text or name in ("LocalProtocolError", "UnicodeEncodeError") else f"{name}: {text}"
+        if outcome.transaction_id is None:
+            return outcome
+        # As Per sent it, unless it repeats the token, which must not be stored.
+        return replace(outcome, transaction_id=without_token(outcome.transaction_id, token))
 
     async def report(self, period: dict[str, str]) -> Report:
         """Ask for a report; raise on anything that is not one."""
+        deadline = self._deadline()
+        unavailable = None
         try:
-            token = self.token("reporting_token")
+            token = await self._token("reporting_token", deadline)
         except _TokenUnavailable as error:
-            raise AuthenticationError(str(error)) from None
-        try:
-            status, _, body = await self.get("/reports.get", period, token, _LARGEST_REPORT)
-        except Exception as error:  # noqa: BLE001 - no error of the transport passes the public door
-            message = f"no report: {self._describe(error, token)}"
-            raise PerAPIError(message) from None
-        answer = parse_json(body)
-        words = reason_of(answer) if answer else None
-        code = presentable(_redacted(words, token)) if words else None
-        ok = answer.get("ok") if answer else None
-        if status in (401, 403) or (ok is False and words == BAD_TOKEN_REASON):
+            unavailable = str(error)
+        if unavailable is not None:  # raised here, not there: no context for a traceback to show
+            raise AuthenticationError(unavailable)
+        answer = await self._get("/reports.get", period, token, deadline, largest=_LARGEST_REPORT, again=True)
+        if isinstance(answer, str):
+            message = f"no report: {answer}"
+            raise PerAPIError(message)
+        report = self._report(answer, token)
+        if isinstance(report, PerAPIError):
+            raise report
+        return report
+
+    def _report(self, answer: _Answer, token: Secret) -> Report | PerAPIError:
+        """Return what is to be returned, or raised; by whom no foreign text is held."""
+        status, content = answer.status, parse_json(answer.body)
+        said = reasons_of(content) if content else []
+        code = presentable(redacted(said[0], token)) if said else None
+        ok = content.get("ok") if content else None
+        if status in (401, 403) or (ok is False and BAD_TOKEN_REASON in said):
             message = f"Per refused the reporting token (HTTP {status}, {code or 'no reason given'})"
-            raise AuthenticationError(message, status=status, code=code)
+            return AuthenticationError(message, status=status, code=code)
         if ok is not True and ok is not False:
-            message = f"no report: HTTP {status}, not an answer of Per's"
-            raise PerAPIError(message, status=status)
+            return PerAPIError(f"no report: HTTP {status}, not an answer of Per's", status=status)
         if ok is False or not 200 <= status < 300:
             message = f"no report: HTTP {status}, {code or 'no reason given'}"
-            raise PerAPIError(message, status=status, code=code)
-        try:
-            return Report((answer or {})["result"], self._settings.activity_type_id)
-        except (KeyError, TypeError, AttributeError, ValueError):
-            message = f"no report: HTTP {status}, ok, but its result is not a report"
-            raise PerAPIError(message, status=status) from None
+            return PerAPIError(message, status=status, code=code)
+        with suppress(KeyError, TypeError, AttributeError, ValueError):
+            return Report((content or {})["result"], self._settings.activity_type_id)
+        return PerAPIError(f"no report: HTTP {status}, ok, but its result is not a report", status=status)
+
+
+def _check_encoding(headers: Headers) -> None:
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        message = "compressed, though that was not asked for"
+        raise NotHTTP(message)
+
+
+async def _read(response: httpx.Response, largest: int) -> _Answer:
+    """Read an answer's body, as much of it as an answer of Per's may have."""
+    try:
+        _check_encoding(response.headers)
+        body = bytearray()
+        # Not aiter_raw(), nor the stream itself: a mock's response may have been read already.
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) > largest:
+                message = f"more than {largest} bytes"
+                raise NotHTTP(message)
+    finally:
+        await response.aclose()
+    return _Answer(response.status_code, response.headers, bytes(body))
+
+
+def _distrust(error: BaseException | None) -> str | None:
+    """Return what is wrong with the server's certificate, if that is what made a request fail."""
+    import ssl
+
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return None if error is None else presentable(error.verify_message).rstrip(".")

@@ -38,13 +38,18 @@ def meaning(status, body, **headers):
         (b'{"ok": true, "result": {"transactionId": "t1", "id": "t2"}}', "t1"),
         (b'{"ok": true, "result": {"transactionId": null, "id": "t2"}}', "t2"),
         (b'{"ok": true, "result": {"transactionId": 12345}}', "12345"),
+        (b'{"ok": true, "result": {"transactionId": " a\\tb\\u0000\\u200b "}}', " a\tb\0\u200b "),
+        (b'{"ok": true, "result": {"transactionId": "%s"}}' % (b"x" * 5000), "x" * 5000),
+        (b'{"ok": true, "result": {"transactionId": "a\\ud800b"}}', "a?b"),
         (b'{"ok": true, "error": null, "result": {"transactionId": "t1"}}', "t1"),
         (b'  {"ok": true, "result": {"transactionId": "t1"}}' + b" " * 5000, "t1"),
         (b'\xef\xbb\xbf{"ok": true, "result": {"transactionId": "t1"}}', "t1"),
     ],
 )
 def test_ok_with_a_transaction_id_is_accepted(status, body, transaction_id):
-    """`ok: true` with a transaction ID, any 2xx, is accepted, as `transactionId` or as `id` (invariant 2)."""
+    """`ok: true` with a transaction ID, any 2xx, is accepted, as `transactionId` or as `id`, and the ID is
+    kept exactly as Per sent it (invariant 2).
+    """
     outcome = meaning(status, body)
     assert outcome.verdict is Verdict.ACCEPTED
     assert outcome.transaction_id == transaction_id
@@ -61,6 +66,9 @@ def test_ok_with_a_transaction_id_is_accepted(status, body, transaction_id):
         ],
         *[(status, BAD_TOKEN) for status in (200, 202, 302, 400, 404, 429, 500, 503)],
         (200, no("invalid_auth_token", "error")),
+        (200, b'{"ok": false, "message": "Invalid credentials", "error": "invalid_auth_token"}'),
+        (400, b'{"ok": false, "message": "invalid_auth_token", "error": "Unauthorized"}'),
+        (200, b'{"ok": false, "message": "", "error": "invalid_auth_token"}'),
     ],
 )
 def test_a_bad_token_is_not_the_activitys_fault(status, body):
@@ -110,6 +118,15 @@ def test_retry_after_means_nothing_elsewhere(status):
         "database time_out",
         "The request timed out",
         "requestTimeout",
+        "DBTimeout",
+        "dbtimeout",
+        "GatewayTimeout504",
+        "rateLimited",
+        "HTTPRateLimit",
+        "serviceUnavailable",
+        "APIUnavailable",
+        "Err500Internal",
+        "pleaseTryAgain",
         "service_unavailable",
         "temporarilyUnavailable",
         "internal_error",
@@ -127,11 +144,29 @@ def test_a_passing_fault_in_words_is_not_an_answer(status, key, reason):
     assert outcome.reason == reason
 
 
+def test_a_passing_fault_in_either_field_is_not_an_answer():
+    """What is said for people in `message` may be said for programs in `error`: both are read."""
+    outcome = meaning(200, b'{"ok": false, "message": "Please slow down", "error": "rate_limited"}')
+    assert (outcome.verdict, outcome.reason) == (Verdict.NO_ANSWER, "Please slow down")
+
+
 @pytest.mark.parametrize("status", [200, 202, 400, 404, 409, 413, 422, 451])
 @pytest.mark.parametrize("key", ["message", "error"])
 @pytest.mark.parametrize(
     "reason",
-    ["invalid_activity_type_id", "unknown billing ID", "no", "corporate account", "migration", "日本"],
+    [
+        "invalid_activity_type_id",
+        "unknown billing ID",
+        "no",
+        "corporate account",
+        "migration",
+        "日本",
+        "corporateAccount",
+        "unlimitedPlanNeeded",
+        "internationalUsersOnly",
+        "INVALIDGroup",
+        "lifetime_output",
+    ],
 )
 def test_any_other_no_of_pers_is_a_rejection(status, key, reason):
     """Any other JSON with `ok: false`, 200 or 4xx, is rejected with Per's reason."""
@@ -331,8 +366,9 @@ def test_a_huge_retry_after_is_a_wait_all_the_same(value):
         "inf",
         "1e3",
         "0x10",
-        "1,5",
         "5 seconds",
+        "soon, later",
+        ",",
         "١٢",
         "5;6",
         "Thu",
@@ -345,6 +381,24 @@ def test_a_huge_retry_after_is_a_wait_all_the_same(value):
 def test_nonsense_in_retry_after_is_no_wait(value):
     """Zero, a negative number and nonsense ask for nothing, and break nothing."""
     assert retry_after({"retry-after": value}, NOW.timestamp()) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("2, 2", 2.0),
+        ("2,3", 3.0),
+        ("7, soon", 7.0),
+        ("Thu, 29 Feb 2024 12:00:30 GMT, 5", 30.0),
+        ("5, Thursday, 29-Feb-24 12:00:30 GMT", 30.0),
+        ("Thu, 29 Feb 2024 12:00:30 GMT, Thu, 29 Feb 2024 12:00:40 GMT", 40.0),
+    ],
+)
+def test_of_several_retry_after_the_longest_counts(value, seconds):
+    """A header that came twice, from Per and from a proxy before it, is still obeyed."""
+    assert retry_after({"retry-after": value}, NOW.timestamp()) == seconds
+    twice = httpx.Headers([("Retry-After", "2"), ("Retry-After", "2")])
+    assert retry_after(twice, NOW.timestamp()) == 2.0
 
 
 def test_no_retry_after_is_no_wait():

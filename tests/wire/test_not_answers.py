@@ -1,12 +1,17 @@
 """What happens when what comes back is not an answer of Per's, over real sockets."""
 
+import asyncio
+import threading
 import time
 import tracemalloc
 
 import httpx
 import pytest
 
-from perqueue import FlushTimeout, PerAPIError, PerClient
+from perqueue import AsyncPerClient, AuthenticationError, FlushTimeout, PerAPIError, PerClient
+from perqueue._activity import Activity, Verdict
+from perqueue._settings import resolve_client_settings
+from perqueue._wire import Wire
 from perqueue.sandbox import (
     CloseAfterAnswer,
     Disconnect,
@@ -205,3 +210,146 @@ def test_a_host_name_that_cannot_be_looked_up_is_no_answer(make_queue):
     with pytest.raises(FlushTimeout):
         queue.flush(timeout=0.3)
     assert queue.stats().pending == 1
+
+
+ACTIVITY = Activity(id=1, billing_id="GROUP_A", user_id="USER_1", activity_type_id="TYPE", recorded_at=0)
+NOT_ERRORS = [KeyboardInterrupt(), SystemExit(1), GeneratorExit(), asyncio.CancelledError(), BaseException()]
+
+
+def wire_with(**given):
+    """Return what sends single requests, to nobody."""
+    options = {
+        "activity_token": "token-1",
+        "reporting_token": "token-2",
+        "activity_type_id": None,
+        "base_url": "http://127.0.0.1:9",
+        "request_timeout": 5,
+        "proxy": None,
+        "verify": True,
+        "transport": None,
+    }
+    return Wire(resolve_client_settings(**{**options, **given}))
+
+
+@pytest.mark.parametrize("error", NOT_ERRORS, ids=lambda error: type(error).__name__)
+def test_what_is_not_even_an_error_is_an_outcome(error):
+    """Whatever a given transport raises, a cancellation of its own too, is no answer (invariant 8)."""
+
+    def answer(_request):
+        raise error
+
+    async def main():
+        outcome = await wire_with(transport=httpx.MockTransport(answer)).deliver(ACTIVITY)
+        assert outcome.verdict is Verdict.NO_ANSWER
+        assert type(error).__name__ in outcome.reason
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("error", NOT_ERRORS, ids=lambda error: type(error).__name__)
+def test_what_a_token_callable_raises_is_an_outcome(error):
+    """Whatever a token's callable raises, the token is not to be had, and nothing else ends (invariant 7)."""
+
+    def token():
+        raise error
+
+    async def main():
+        wire = wire_with(activity_token=token, reporting_token=token)
+        outcome = await wire.deliver(ACTIVITY)
+        assert outcome.verdict is Verdict.BAD_TOKEN
+        assert outcome.reason == f"the activity_token callable raised {type(error).__name__}"
+        with pytest.raises(AuthenticationError, match="the reporting_token callable raised"):
+            await wire.report({})
+        await wire.aclose()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("in_token", [False, True], ids=["in the transport", "in the token callable"])
+def test_a_cancellation_is_a_cancellation(in_token):
+    """Whoever cancels a delivery cancels it: only that is no outcome."""
+    asked, release = threading.Event(), threading.Event()
+
+    def token():
+        asked.set()
+        release.wait(10)
+        return "token-1"
+
+    async def hang(_request):
+        asked.set()
+        await asyncio.Event().wait()
+
+    async def main():
+        how = {"activity_token": token} if in_token else {"transport": httpx.MockTransport(hang)}
+        wire = wire_with(**how)
+        task = asyncio.create_task(wire.deliver(ACTIVITY))
+        assert await asyncio.to_thread(asked.wait, 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        release.set()
+        await wire.aclose()
+
+    asyncio.run(main())
+
+
+def test_a_token_callable_that_blocks_holds_up_nothing(per, make_queue, until):
+    """A vault that does not answer delays no deadline and no `close()`, and is named (invariants 7, 11)."""
+    release = threading.Event()
+
+    def token():
+        release.wait(30)
+        return per.activity_token
+
+    queue = make_queue(activity_token=token, request_timeout=0.3, exit_timeout=0.1)
+    queue.record("GROUP_A", "USER_1")
+    with pytest.raises(AuthenticationError, match=r"activity_token callable has not returned within 0\.3 s"):
+        queue.flush(timeout=5)
+    began = time.monotonic()
+    queue.close()
+    assert time.monotonic() - began < 2
+    release.set()
+    with make_queue(activity_token=token) as again:
+        again.flush(10)
+    assert per.accepted == 1
+
+
+def test_a_token_callable_that_recovers_is_asked_again(per, make_queue, until):
+    """Once the vault answers, delivery goes on by itself, and nobody asked it meanwhile (invariant 7)."""
+    asked, release = [], threading.Event()
+
+    def token():
+        asked.append(threading.current_thread().name)
+        release.wait(30)
+        return per.activity_token
+
+    queue = make_queue(activity_token=token, request_timeout=0.2, max_in_flight=8)
+    for number in range(20):
+        queue.record("GROUP_A", f"USER_{number}")
+    until(lambda: "has not returned" in (queue.stats().reason or ""))
+    assert len(asked) == 1
+    release.set()
+    queue.flush(20)
+    assert per.accepted == 20
+    assert set(asked) == {"perqueue-token"}
+
+
+def test_a_token_callable_shares_the_requests_deadline(per):
+    """Asking for a token is part of the request, and of its time (invariant 11)."""
+    per.set_fault(Hang())
+
+    def token():
+        time.sleep(0.5)
+        return per.activity_token
+
+    async def main():
+        async with AsyncPerClient(
+            base_url=per.url, activity_token=token, request_timeout=0.8, activity_type_id="TYPE"
+        ) as client:
+            began = time.monotonic()
+            with pytest.raises(PerAPIError, match=r"no answer within 0\.8 s"):
+                await client.add_activity("GROUP_A", "USER_1")
+            assert time.monotonic() - began < 1.6
+
+    asyncio.run(main())
+    per.release()

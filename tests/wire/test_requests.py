@@ -292,3 +292,22 @@ def test_max_in_flight_is_never_exceeded(make_queue):
         queue.flush(10)
         assert slow.accepted == 100
         assert slow.max_concurrent == 5
+
+
+def test_a_transport_of_the_network_serves_every_event_loop(per, make_queue, tmp_path):
+    """`transport=httpx.AsyncHTTPTransport()` delivers, reports, and serves the next queue, too: no event
+    loop is lent a connection of another's.
+    """
+    transport = httpx.AsyncHTTPTransport(trust_env=False)
+    for name in ("first.db", "second.db"):
+        queue = make_queue(tmp_path / name, transport=transport, request_timeout=2)
+        for number in range(30):
+            queue.record("GROUP_A", f"{name} {number}")
+            if number % 10 == 0:
+                queue.get_report()
+        queue.flush(10)
+        queue.get_report()
+        queue.close()
+    assert per.accepted == 60
+    assert per.requests == 60 + 8
+    assert not transport._pool.connections
