@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from perqueue._place import make_for_owner
 
+if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 
@@ -15,7 +16,9 @@ def drain_lock(outbox: Path) -> BaseFileLock:
     """Return the lock, not taken, in a file beside the outbox."""
     from filelock import FileLock  # 60 ms, needed only where something is delivered
 
-    path = outbox.with_name(f"{outbox.name}-drain.lock")
+    path = f"{outbox}-drain.lock"
+    with suppress(OSError):  # taking the lock says why not
+        make_for_owner(path, outbox)
     return FileLock(path, mode=0o600, thread_local=False, blocking=False)
 
 
@@ -23,9 +26,9 @@ def is_drained(outbox: Path) -> bool | None:
     """Tell whether some process holds the lock now; None if this user may not know."""
     from filelock import Timeout
 
-    lock = drain_lock(outbox)
-    if not os.path.exists(lock.lock_file):  # noqa: PTH110 - and none is made: it would be this user's
+    if not Path(f"{outbox}-drain.lock").exists():  # and none is made for nothing
         return False
+    lock = drain_lock(outbox)
     try:
         lock.acquire()
     except Timeout:

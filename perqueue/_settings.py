@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from perqueue._activity import checked_id
+from perqueue._place import real_path
 from perqueue.exceptions import ConfigurationError, InvalidActivity, OutboxError
 
 if TYPE_CHECKING:
@@ -279,7 +280,9 @@ def outbox_path(outbox: object) -> Path:
         raise ConfigurationError(message)
     try:
         # The real path: SQLite names -wal and -shm by it, and so must the drain's lock be.
-        return Path(os.path.realpath(Path(text).expanduser()))
+        return real_path(Path(text).expanduser().absolute())
+    except ConfigurationError:
+        raise
     except (OSError, RuntimeError, ValueError) as error:  # no such user, no working directory, a surrogate
         message = f"outbox must be the path of a file on disk: {error}"
         raise ConfigurationError(message) from None

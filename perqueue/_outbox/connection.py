@@ -10,6 +10,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
+from perqueue._place import examine, make_for_owner
 from perqueue.exceptions import OutboxError, OutboxMismatch
 
 if TYPE_CHECKING:
@@ -24,8 +25,10 @@ BUSY_TIMEOUT = 1.0
 _OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 _APPLICATION_ID = 0x50657251  # "PerQ", what file(1) shows
 
+_DISK_FULL = "the disk is full: free space, delivery and recording go on by themselves"
 _REMEDIES = {
-    sqlite3.SQLITE_FULL: "the disk is full: free space, delivery and recording go on by themselves",
+    sqlite3.SQLITE_FULL: _DISK_FULL,
+    sqlite3.SQLITE_IOERR_SHMSIZE: _DISK_FULL,  # there is no room for the -shm
     sqlite3.SQLITE_IOERR: "the disk or file system reports an error: look at the kernel's log",
     sqlite3.SQLITE_READONLY: "the file or its directory cannot be written: look at owner, mode and mount",
     sqlite3.SQLITE_CANTOPEN: "the file cannot be opened: look at its directory's owner, mode and mount",
@@ -40,17 +43,18 @@ _REMEDIES = {
 def outbox_error(path: Path, error: Exception) -> OutboxError:
     """Turn an error of SQLite or of the operating system into ours, with the remedy in its text."""
     if isinstance(error, sqlite3.Error):
-        remedy = _REMEDIES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "")
+        code = getattr(error, "sqlite_errorcode", 0)
+        remedy = _REMEDIES.get(code) or _REMEDIES.get(code & 0xFF, "")
     else:
-        code = error.errno if isinstance(error, OSError) else None
+        code = (error.errno if isinstance(error, OSError) else None) or 0
         remedy = {
-            errno.ENOSPC: _REMEDIES[sqlite3.SQLITE_FULL],
-            errno.EDQUOT: _REMEDIES[sqlite3.SQLITE_FULL],
+            errno.ENOSPC: _DISK_FULL,
+            errno.EDQUOT: _DISK_FULL,
             errno.EROFS: _REMEDIES[sqlite3.SQLITE_READONLY],
             errno.EACCES: _REMEDIES[sqlite3.SQLITE_READONLY],
             errno.EPERM: _REMEDIES[sqlite3.SQLITE_READONLY],
-            errno.ENOENT: "its directory does not exist, or the file was removed",
-        }.get(code or 0, "")
+            errno.ENOENT: "the file was removed, or its directory does not exist or takes no files",
+        }.get(code, "")
     return OutboxError(f"outbox {path}: {error}" + (f" ({remedy})" if remedy else ""))
 
 
@@ -127,12 +131,14 @@ def identity(path: Path) -> tuple[int, int]:
 def set_up(path: Path, origin: str | None, *, create: bool) -> None:
     """Make sure that the file is an outbox of this schema and origin, creating or migrating it.
 
-    Raises :class:`OutboxMismatch` for a file that cannot be this outbox, :class:`OutboxError` for storage.
+    Raises :class:`OutboxMismatch` for a file or place that cannot be this outbox's, :class:`OutboxError` for
+    storage.
     """
     if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
         message = f"SQLite {sqlite3.sqlite_version} is too old: perqueue needs 3.37 or newer"
         raise OutboxMismatch(message)
     with storage_errors(path):
+        examine(path, quiet=not create)
         if _is_ready(path, origin):
             return
         if not create:
@@ -140,10 +146,15 @@ def set_up(path: Path, origin: str | None, *, create: bool) -> None:
             raise OutboxMismatch(message)
         if not path.parent.is_dir():  # filelock would create it
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        # Before the lock, which would wait where no file can be made.
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
         from filelock import FileLock, Timeout
 
+        lock = f"{path}-setup.lock"
+        make_for_owner(lock, path)
         try:
-            with FileLock(f"{path}-setup.lock", timeout=30, mode=0o600, thread_local=False):
+            with FileLock(lock, timeout=30, mode=0o600, thread_local=False):
                 if not _is_ready(path, origin):
                     _create(path, origin)
         except Timeout:
@@ -205,8 +216,6 @@ def _read_header(path: Path) -> tuple[int, tuple[int, str | None] | None]:
 def _create(path: Path, origin: str | None) -> None:
     from perqueue._outbox.schema import migrate
 
-    with suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     if path.stat().st_size == 0:
         path.chmod(0o600)  # whatever the umask; SQLite gives -wal and -shm the mode of the file
     connection = connect(path)

@@ -24,6 +24,7 @@ from perqueue._outbox.connection import (
     storage_errors,
 )
 from perqueue._outbox.disk import DiskKeeper, truncate
+from perqueue._place import real_path
 from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ class Session:
     """An outbox file, opened when needed."""
 
     def __init__(self, path: Path, origin: str | None, *, create: bool) -> None:
-        self._path = path
-        self._disk = DiskKeeper(path, self._truncate, self._is_same_file)
+        self._path = path = real_path(path)
+        self._disk = DiskKeeper(path, self._mark, self._truncate, self._is_same_file)
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._identity = (0, 0)
@@ -71,6 +72,11 @@ class Session:
             with self._held():
                 self._usable()
             _fork.participate(self)
+
+    @property
+    def path(self) -> Path:
+        """Where the file is, without symbolic links: what the names of the files beside it begin with."""
+        return self._path
 
     @contextmanager
     def _held(self) -> Iterator[None]:
@@ -172,9 +178,17 @@ class Session:
             if connection.total_changes != before:  # else it wrote nothing: a checkpoint has nothing to do
                 self._disk.committed(commits)
 
-    def _truncate(self) -> None:
-        with self._reading() as connection:
-            truncate(connection)
+    def _mark(self) -> None:
+        """Commit something, so that the next checkpoint has something to do."""
+        with self._writing() as connection:
+            (marks,) = connection.execute("PRAGMA user_version").fetchone()
+            connection.execute(f"PRAGMA user_version = {(marks + 1) % 2**31}")
+
+    def _truncate(self) -> bool:
+        """Empty the WAL, and tell whether that was possible."""
+        with self._held(), storage_errors(self._path):
+            self._mark()
+            return self._disk.is_alone() and truncate(self._usable())
 
     def close(self) -> None:
         """Sync and close; idempotent."""

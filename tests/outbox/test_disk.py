@@ -3,6 +3,7 @@
 import re
 import shutil
 import statistics
+import subprocess
 import threading
 import time
 from contextlib import closing
@@ -10,8 +11,8 @@ from contextlib import closing
 import pytest
 
 from perqueue import OutboxError, PerQueue
-from perqueue._outbox import SQLiteOutbox
-from tests.helpers import Child, environment
+from perqueue._outbox import SQLiteOutbox, disk
+from tests.helpers import Child, environment, until
 
 ORIGIN = "https://api.useper.com"
 
@@ -170,3 +171,80 @@ def test_close_syncs(tmp_path):
     queue.record("GROUP", "USER")
     queue.close()
     assert keeper._synced == keeper._committed
+
+
+def wal_index(path):
+    """Return how many frames the WAL has, and how many of them a checkpoint has copied."""
+    # In a process of its own: this one would lose SQLite's locks by closing the file.
+    words = subprocess.check_output(["od", "-An", "-v", "-tu4", "-N100", f"{path}-shm"]).split()
+    return int(words[4]), int(words[24])  # SQLite's documentation, "WAL-mode File Format", section 2.1
+
+
+@pytest.fixture
+def two_sessions(tmp_path, monkeypatch):
+    """Two sessions on one outbox, as of two processes, that have recorded and checkpoint when told."""
+    monkeypatch.setattr(disk, "CHECKPOINT_COMMITS", 10**9)
+    with (
+        closing(SQLiteOutbox(tmp_path / "outbox.db", ORIGIN)) as one,
+        closing(SQLiteOutbox(tmp_path / "outbox.db", ORIGIN)) as other,
+    ):
+        for outbox in (one, other):
+            outbox.append("GROUP", "USER", "TYPE", 1)
+            until(lambda keeper=outbox._disk: keeper._synced == keeper._committed, "it is synced")
+        monkeypatch.setattr(disk, "CHECKPOINT_COMMITS", 1)
+        yield one, other
+
+
+def test_every_checkpoint_has_something_to_do(two_sessions, monkeypatch):
+    """A checkpoint never finds nothing to do, which is when SQLite's WAL-reset bug can strike.
+
+    Also when another process has just checkpointed everything.
+    """
+    one, other = two_sessions
+    seen, connect = [], disk.connect
+
+    def observed_connect(path):
+        seen.append(wal_index(path))
+        return connect(path)
+
+    monkeypatch.setattr(disk, "connect", observed_connect)
+    one._disk._checkpoint()
+    frames, copied = wal_index(one.path)
+    assert copied == frames > 0
+    other._disk._checkpoint()
+    assert len(seen) == 2
+    assert all(frames > copied for frames, copied in seen)
+
+
+def test_checkpoints_of_several_processes_take_turns(two_sessions):
+    """While one process checkpoints another one does not, and makes up for it later."""
+    one, other = two_sessions
+    before = wal_index(one.path)
+    with one._disk._alone() as alone:
+        assert alone
+        other._disk._checkpoint()
+        assert wal_index(one.path) == before
+    other._disk._checkpoint()
+    frames, copied = wal_index(one.path)
+    assert copied == frames
+
+
+def test_wal_of_several_processes_stays_small(tmp_path, monkeypatch):
+    """Also when several sessions record flat out, and take turns at checkpointing, the WAL is emptied."""
+    monkeypatch.setattr(disk, "WAL_LIMIT", 1 << 18)
+    with (
+        closing(SQLiteOutbox(tmp_path / "outbox.db", ORIGIN)) as one,
+        closing(SQLiteOutbox(tmp_path / "outbox.db", ORIGIN)) as other,
+    ):
+        for n in range(20_000):
+            (one, other)[n % 2].append("GROUP", f"USER_{n}", "TYPE", n)
+        until(lambda: one._disk._synced + other._disk._synced == 20_000, "all is synced")
+        wal = tmp_path / "outbox.db-wal"
+
+        def small():
+            for outbox in (one, other):
+                outbox.append("GROUP", "MORE", "TYPE", 1)
+            return wal.stat().st_size < 1 << 18
+
+        until(small, "the WAL is emptied")
+        assert one.position().pending == other.position().pending
