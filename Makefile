@@ -14,7 +14,7 @@ READY := .venv/.ready
 # A chosen few tests say nothing about the coverage of the whole.
 COVERAGE := $(if $(strip $(ARGS)),--no-cov,--cov --cov-report=term)
 
-.PHONY: help demo test bench lint format types contract wheel check clean
+.PHONY: help demo test soak bench lint format types contract wheel check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -25,6 +25,9 @@ demo: $(READY) ## an outage, a kill -9 and a recovery, against a local Per
 test: $(READY) ## all tests, with coverage; or some: make test ARGS="-k flush -x"
 	@rm -f .coverage .coverage.*
 	@$(BIN)/python -m pytest --durations=10 $(COVERAGE) $(ARGS)
+
+soak: $(READY) ## the long rounds of the fault tests, an hour or so: PERQUEUE_SOAK_SECONDS for the soak itself
+	@PERQUEUE_SOAK=1 $(BIN)/python -m pytest --no-cov -s --timeout=3600 tests/faults $(ARGS)
 
 bench: $(READY) ## what record() costs, beside a bare INSERT in the same run
 	@$(BIN)/python benchmarks/record.py
@@ -57,5 +60,5 @@ $(READY): pyproject.toml perqueue/_version.py .ci/make-venv
 	@echo 'Setting up .venv (once, and again whenever pyproject.toml changes) ...'
 	@.ci/make-venv "$(PYTHON)" .venv
 	@$(BIN)/python -m pip install -qq --upgrade 'pip>=25.1'
-	@$(BIN)/python -m pip install -qq --group dev --editable '.[sandbox]'
+	@$(BIN)/python -m pip install -qq --group dev --editable '.[fast,sandbox]'
 	@touch $@

@@ -31,8 +31,8 @@ class Told:
     def __init__(self, position: Position) -> None:
         self.rejections = position.rejections
         """The number of the latest refusal that was raised."""
-        self.damaged = position.damaged
-        """How many damaged rows were raised."""
+        self.damaged = position.damaged - position.missing
+        """How many damaged rows were raised, or were known before; what is missing nobody has been told."""
 
 
 class Flush:

@@ -30,7 +30,7 @@ _OF_THE_HOST = (
     "lies in a folder shared with this machine's host: let no program outside this machine open it, for that"
     " would damage it, or put it on a disk of this machine's own"
 )
-_WARNINGS = {
+WARNINGS = {
     **dict.fromkeys(("ramfs", "tmpfs"), _IN_MEMORY),
     **dict.fromkeys(("aufs", "fuse-overlayfs", "overlay"), _IN_A_CONTAINER),
     **dict.fromkeys(("9p", "fakeowner", "grpcfuse", "osxfs", "prl_fs", "vboxsf", "virtiofs"), _OF_THE_HOST),
@@ -63,7 +63,7 @@ def examine(path: Path, *, quiet: bool) -> None:
     Unless ``quiet``, warns of a place that does not last, once for each place in a process.
     """
     _examine_owner(path)
-    mount_point, kind = _mount_of(path)
+    mount_point, kind = mount_of(path)
     if kind in _NETWORK:
         message = (
             f"outbox {path} lies on a network file system ({kind}), which SQLite's write-ahead log does not"
@@ -76,8 +76,8 @@ def examine(path: Path, *, quiet: bool) -> None:
             " activities, lie elsewhere: mount its directory"
         )
         raise OutboxMismatch(message)
-    if not quiet and kind in _WARNINGS:
-        _warn(path, (mount_point, kind), f"{_WARNINGS[kind]} ({kind})")
+    if not quiet and kind in WARNINGS:
+        _warn(path, (mount_point, kind), f"{WARNINGS[kind]} ({kind})")
 
 
 def _examine_owner(path: Path) -> None:
@@ -112,7 +112,7 @@ def _is_everybodys(directory: Path) -> bool:
     return False
 
 
-def _mount_of(path: Path) -> tuple[str, str]:
+def mount_of(path: Path) -> tuple[str, str]:
     """Return mount point and type of the file system that a path lies on; empty if nobody knows."""
     found = ("", "")
     text = f"{path}/"

@@ -56,16 +56,19 @@ class PerQueue:
     threads and event loops. It survives ``os.fork()``, and cannot be pickled.
 
     :param outbox: path of a SQLite file of its own, created if missing with mode 0600
-        (``PERQUEUE_OUTBOX``).
+        (``PERQUEUE_OUTBOX``). Refused: on a network file system, another user's, and a symbolic link in a
+        directory that everybody may write.
     :param activity_token: Per's token with the scope *activity*, or a callable that returns it
         (``PER_ACTIVITY_TOKEN``). Required unless ``drain=False``. A callable is asked for every request,
-        on the drain's thread: it must be quick, so let it cache.
+        on a thread of its own and within ``request_timeout``: let it cache.
     :param activity_type_id: what ``record()`` records unless told otherwise (``PER_ACTIVITY_TYPE_ID``,
         else ``ACTIVITY_TYPE_ID``).
     :param reporting_token: Per's token with the scope *reporting*, or a callable
         (``PER_REPORTING_TOKEN``).
     :param base_url: where Per is (``PER_BASE_URL``); plain http only on loopback. An outbox belongs to
         the origin it was made for.
+    :param embedded: reserved; not available in this version.
+    :param coalesce: reserved; not available in this version.
     :param drain: False only records: some other process (``perqueue drain``) delivers
         (``PERQUEUE_DRAIN``).
     :param max_in_flight: most requests at a time, 1 to 1024.
@@ -82,12 +85,15 @@ class PerQueue:
     :param retry: backoff, see :class:`~perqueue.RetryPolicy`.
     :param proxy: given to httpx; nothing is taken from the environment.
     :param verify: given to httpx: True, or an ``ssl.SSLContext``.
-    :param transport: an ``httpx.AsyncBaseTransport`` to use instead of the network.
+    :param transport: an ``httpx.AsyncBaseTransport`` to use instead of the network, from several event
+        loops. An ``httpx.AsyncHTTPTransport`` serves as a pattern: its settings are used, its connections
+        are not.
     :param on_record_error: called with the :class:`~perqueue.OutboxError` instead of raising it.
     :param on_rejected: called with each :class:`~perqueue.Activity` that Per refuses, from the drain's
         thread: it must be quick.
     :param on_stalled: called with :class:`~perqueue.Stats`, once, when the oldest pending activity is
-        older than ``stalled_after`` seconds.
+        older than ``stalled_after``.
+    :param stalled_after: seconds (default: 300).
 
     Raises :class:`~perqueue.ConfigurationError` for an option, and :class:`~perqueue.OutboxError` for the
     file.
@@ -163,7 +169,11 @@ class PerQueue:
             max_pending=settings.max_pending,
         )
         self._observer = Observer(settings, _weak_stats(self._self))
-        position = self._outbox.position()
+        try:
+            position = self._outbox.position()
+        except BaseException:
+            self._outbox.close()
+            raise
         self._told = Told(position)
         self._finalizer = weakref.finalize(self, _ending.end_elsewhere, self._outbox, None, self._reporter)
         self._finalizer.atexit = False
@@ -366,7 +376,10 @@ class PerQueue:
     def get_report(self, start: datetime | str | None = None, end: datetime | str | None = None) -> Report:
         """Ask Per for the usage report, now; see :meth:`perqueue.AsyncPerClient.get_report`.
 
-        What is still pending is not in it: ``flush()`` first where that matters.
+        What is still pending is not in it: ``flush()`` first where that matters. Raises
+        :class:`~perqueue.ConfigurationError` for dates or a missing token,
+        :class:`~perqueue.AuthenticationError`, :class:`~perqueue.PerAPIError` for everything else that is
+        no report, a timeout included, and :class:`~perqueue.QueueClosed`.
         """
         return self._reporter.get_report(start, end)
 

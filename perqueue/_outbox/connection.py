@@ -10,6 +10,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
+from perqueue._outbox.damage import corrupt, one_row
 from perqueue._place import examine, make_for_owner
 from perqueue.exceptions import OutboxError, OutboxMismatch
 
@@ -26,6 +27,7 @@ _OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 _APPLICATION_ID = 0x50657251  # "PerQ", what file(1) shows
 
 _DISK_FULL = "the disk is full: free space, delivery and recording go on by themselves"
+_DAMAGED = "the file is damaged: `perqueue doctor` says what can be rescued"
 _REMEDIES = {
     sqlite3.SQLITE_FULL: _DISK_FULL,
     sqlite3.SQLITE_IOERR_SHMSIZE: _DISK_FULL,  # there is no room for the -shm
@@ -33,8 +35,10 @@ _REMEDIES = {
     sqlite3.SQLITE_READONLY: "the file or its directory cannot be written: look at owner, mode and mount",
     sqlite3.SQLITE_CANTOPEN: "the file cannot be opened: look at its directory's owner, mode and mount",
     sqlite3.SQLITE_PERM: "the file's permissions forbid it",
-    sqlite3.SQLITE_CORRUPT: "the file is damaged: keep a copy of it and of its -wal file",
-    sqlite3.SQLITE_NOTADB: "the file is damaged, or was never an outbox",
+    # Of our statements none is wrong: a table is missing, or something else of the schema.
+    sqlite3.SQLITE_ERROR: _DAMAGED,
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
+    sqlite3.SQLITE_NOTADB: _DAMAGED,
     sqlite3.SQLITE_BUSY: f"another process held its lock for over {BUSY_TIMEOUT:g} s",
     sqlite3.SQLITE_LOCKED: f"another connection held its lock for over {BUSY_TIMEOUT:g} s",
 }
@@ -42,6 +46,8 @@ _REMEDIES = {
 
 def outbox_error(path: Path, error: Exception) -> OutboxError:
     """Turn an error of SQLite or of the operating system into ours, with the remedy in its text."""
+    if isinstance(error, UnicodeDecodeError):  # of SQLite's message, which quotes the file
+        return OutboxError(f"outbox {path}: its schema is no text ({_DAMAGED})")
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", 0)
         remedy = _REMEDIES.get(code) or _REMEDIES.get(code & 0xFF, "")
@@ -63,7 +69,7 @@ def storage_errors(path: Path) -> Iterator[None]:
     """Let no error of SQLite or of the operating system out as it is."""
     try:
         yield
-    except (sqlite3.Error, OSError) as error:
+    except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
         raise outbox_error(path, error) from error
 
 
@@ -114,7 +120,7 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA wal_autocheckpoint = 0")
         # This reads the file, which another process may just be creating or closing.
         retry_busy(lambda: connection.execute("PRAGMA synchronous = NORMAL"))
-    except sqlite3.Error:
+    except BaseException:
         connection.close()
         raise
     return connection
@@ -172,13 +178,17 @@ def _is_ready(path: Path, origin: str | None) -> bool:
         message = f"{path} is not a regular file"
         raise OutboxMismatch(message)
     if status.st_size == 0:
+        _check_beside(path)
         return False
     try:
         tables, row = _read_header(path)
     except sqlite3.DatabaseError as error:
         if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_NOTADB:
             raise
-        message = f"{path} is not an outbox: it is not even a SQLite file"
+        message = (
+            f"{path} is not an outbox: it is not even a SQLite file;"
+            " if it was one, `perqueue doctor` says what can be rescued"
+        )
         raise OutboxMismatch(message) from error
     if row is None:
         if not tables:
@@ -198,6 +208,13 @@ def _is_ready(path: Path, origin: str | None) -> bool:
     return bool(version == SCHEMA_VERSION and (owner is not None or origin is None))
 
 
+def _check_beside(path: Path) -> None:
+    """Raise for an empty file that was not always empty: SQLite would delete its -wal unread."""
+    with suppress(FileNotFoundError):
+        if path.with_name(f"{path.name}-wal").stat().st_size:
+            raise corrupt("the file is empty, but there is a write-ahead log beside it")
+
+
 def _read_header(path: Path) -> tuple[int, tuple[int, str | None] | None]:
     """Return the number of other tables, and schema version and origin if it is an outbox."""
     connection = connect(path)
@@ -208,7 +225,10 @@ def _read_header(path: Path) -> tuple[int, tuple[int, str | None] | None]:
             # With nothing but our own migrations table, it is being created, or that was cut short.
             return sum(not name.startswith("perqueue_") for name in names), None
         query = "SELECT schema_version, origin FROM perqueue_outbox"
-        return len(names), retry_busy(lambda: connection.execute(query).fetchone())
+        version, origin = retry_busy(lambda: one_row(connection, query))
+        if not isinstance(version, int) or not isinstance(origin, str | None):
+            raise corrupt("perqueue_outbox holds what was never stored there")
+        return len(names), (version, origin)
     finally:
         connection.close()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from perqueue._activity import TRANSITIONS, Event, State, checksum
+from perqueue._outbox.damage import is_sound, settlement_checksum
+from perqueue._outbox.queries import ONE, REFUSAL
 from perqueue._outbox.sqlite import SQLiteOutbox
 
 if TYPE_CHECKING:
@@ -30,13 +32,10 @@ class OperatorOutbox(SQLiteOutbox):
     @staticmethod
     def _retype(connection: sqlite3.Connection, activity_ids: Iterable[int], kind: str) -> None:
         for activity_id in activity_ids:
-            billing_id, user_id, old_kind, recorded_at, check = connection.execute(
-                "SELECT billing_id, user_id, activity_type_id, recorded_at, checksum"
-                " FROM perqueue_activity WHERE id = ?",
-                (activity_id,),
-            ).fetchone()
-            if check != checksum(billing_id, user_id, old_kind, recorded_at):
+            row = connection.execute(ONE, (activity_id,)).fetchone()
+            if row is None or row[5] != checksum(*row[1:5]):
                 continue  # a new checksum would pass a damaged row off as sound
+            billing_id, user_id, _, recorded_at = row[1:5]
             connection.execute(
                 "UPDATE perqueue_activity SET activity_type_id = ?, checksum = ? WHERE id = ?",
                 (kind, checksum(billing_id, user_id, kind, recorded_at), activity_id),
@@ -48,14 +47,19 @@ class OperatorOutbox(SQLiteOutbox):
         state = TRANSITIONS[State.REJECTED, Event.DISCARD]
         for some in self._rejected_in_batches(activity_ids):
             with self._writing(commits=len(some)) as connection:
-                moved = sum(
-                    connection.execute(
-                        "UPDATE perqueue_settlement SET state = ?, rejection = NULL"
-                        " WHERE activity_id = ? AND state = ?",
-                        (state, activity_id, State.REJECTED),
+                moved = 0
+                for activity_id in some:
+                    row = connection.execute(REFUSAL, (activity_id,)).fetchone()
+                    if row is None or row[1] != State.REJECTED or not is_sound(row[:6]):
+                        continue
+                    settled_at, transaction_id, reason = row[2:5]
+                    check = settlement_checksum(activity_id, state, settled_at, transaction_id, reason)
+                    values = (state, check, activity_id)
+                    moved += connection.execute(
+                        "UPDATE perqueue_settlement SET state = ?, rejection = NULL, checksum = ?"
+                        " WHERE activity_id = ?",
+                        values,
                     ).rowcount
-                    for activity_id in some
-                )
                 connection.execute(
                     "UPDATE perqueue_drain SET rejected = rejected - ?, discarded = discarded + ?",
                     (moved, moved),

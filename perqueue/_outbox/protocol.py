@@ -36,7 +36,7 @@ class Position:
     rejected: int
     discarded: int
     damaged: int
-    missing: int
+    """Rows that are not what was recorded, or cannot be read: they were quarantined, or are missing."""
     pauses: int
     """The number of the latest hold, current or past."""
     rejections: int
@@ -50,11 +50,14 @@ class Position:
     drainer_pid: int | None
     oldest_pending: tuple[int, int] | None
     """ID and recorded_at of the oldest pending activity."""
+    missing: int = 0
+    """Of the damaged ones, those that must be pending by the counters, and are not there."""
 
     @property
     def pending(self) -> int:
         """How many activities are pending."""
-        return self.last_id - self.accepted - self.rejected - self.discarded - self.damaged - self.missing
+        left = self.last_id - self.accepted - self.rejected - self.discarded - self.damaged
+        return max(left, 0 if self.oldest_pending is None else 1)  # counters can be damaged, too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

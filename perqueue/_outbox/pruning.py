@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from perqueue._activity import State
+from perqueue._outbox.damage import is_corrupt, is_sound, one_row
 from perqueue._outbox.session import Session
+from perqueue.exceptions import OutboxError
+
+if TYPE_CHECKING:
+    import sqlite3
 
 _RECENT_SKIPPED = 2000
-"""Settled activities in a row, too young to be pruned, after which pruning ends."""
+"""Settled activities in a row, too young to be pruned, after which a sweep goes elsewhere, then ends."""
+_KEPT = (
+    "SELECT coalesce(accepted + discarded - pruned, 0), (SELECT max(id) FROM perqueue_activity)"
+    " FROM perqueue_drain"
+)
+_SETTLED = (
+    "SELECT activity_id, state, settled_at, transaction_id, reason, checksum FROM perqueue_settlement"
+    " WHERE activity_id > ? ORDER BY activity_id LIMIT ?"
+)
+_DELETE = tuple(
+    f"DELETE FROM perqueue_{table} WHERE {key} = ?"
+    for table, key in (("attempt", "activity_id"), ("settlement", "activity_id"), ("activity", "id"))
+)
 
 
 class PrunedSession(Session):
     """An outbox file whose settled rows are deleted after a time."""
 
     _pruned_through = 0
+    _explored_through = 0
+    _exploring = False
     _recent = 0
 
     def prune(self, before: int, keep: int, limit: int) -> bool:
@@ -21,35 +42,59 @@ class PrunedSession(Session):
         Returns whether there may be more to delete; otherwise the next call begins anew. Rejected and
         pending ones stay, and so does the highest ID, that none is ever given twice.
         """
-        with self._writing() as connection:
-            kept, highest = connection.execute(
-                "SELECT accepted + discarded - pruned, (SELECT max(id) FROM perqueue_activity)"
-                " FROM perqueue_drain"
-            ).fetchone()
-            rows = connection.execute(
-                "SELECT activity_id, state, settled_at FROM perqueue_settlement WHERE activity_id > ?"
-                " ORDER BY activity_id LIMIT ?",
-                (self._pruned_through, limit),
-            ).fetchall()
-            excess = kept - keep
-            old: list[tuple[int]] = []
-            recent = False
-            for activity_id, state, settled_at in rows:
-                if state not in (State.ACCEPTED, State.DISCARDED) or activity_id == highest:
-                    continue
-                if settled_at < before or len(old) < excess:
-                    old.append((activity_id,))
-                else:
-                    recent = True
-            if old:
-                keys = (("attempt", "activity_id"), ("settlement", "activity_id"), ("activity", "id"))
-                for table, key in keys:
-                    connection.executemany(f"DELETE FROM perqueue_{table} WHERE {key} = ?", old)
-                connection.execute("UPDATE perqueue_drain SET pruned = pruned + ?", (len(old),))
-        # Some of the first may have been delivered late, and say nothing about those behind them.
+        try:
+            with self._writing() as connection:
+                rows, old, recent = self._choose(connection, before, keep, limit)
+                for statement in _DELETE if old else ():
+                    connection.executemany(statement, old)
+                if old:
+                    connection.execute("UPDATE perqueue_drain SET pruned = pruned + ?", (len(old),))
+        except OutboxError as error:
+            if not is_corrupt(error.__cause__):
+                raise
+            self._pruned_through = 0  # what lies beyond the damage stays: delivery must not wait for this
+            return False
         self._recent = 0 if old else self._recent + len(rows) * recent
-        more = len(rows) == limit and self._recent < _RECENT_SKIPPED
-        if not more:
-            self._recent = 0
-        self._pruned_through = rows[-1][0] if more else 0
-        return more
+        return self._go_on(rows[-1][0] if len(rows) == limit else None)
+
+    def _choose(
+        self, connection: sqlite3.Connection, before: int, keep: int, limit: int
+    ) -> tuple[list[Any], list[tuple[int]], bool]:
+        """Return the rows that were looked at, the IDs of those to delete, and if some are too young."""
+        kept, highest = one_row(connection, _KEPT)
+        rows = connection.execute(_SETTLED, (self._pruned_through, limit)).fetchall()
+        old: list[tuple[int]] = []
+        recent = False
+        for row in rows:
+            activity_id, state, settled_at = row[:3]
+            if state not in (State.ACCEPTED, State.DISCARDED) or activity_id == highest:
+                continue
+            if not is_sound(row):
+                continue  # it may be a refusal
+            if settled_at < before or len(old) < kept - keep:
+                old.append((activity_id,))
+            else:
+                recent = True
+        return rows, old, recent
+
+    def _go_on(self, looked_through: int | None) -> bool:
+        """Decide where to look next; ``looked_through`` is None at the end of the table.
+
+        The oldest come first. But some of the first may have been delivered late, and say nothing about
+        those behind them: each sweep also goes on for a while where the one before it ended.
+        """
+        if looked_through is not None and self._recent < _RECENT_SKIPPED:
+            self._pruned_through = looked_through
+            return True
+        self._recent = 0
+        if looked_through is None:
+            self._explored_through = 0
+        elif not self._exploring:
+            self._exploring = True
+            self._pruned_through = max(looked_through, self._explored_through)
+            return True
+        else:
+            self._explored_through = looked_through
+        self._exploring = False
+        self._pruned_through = 0
+        return False

@@ -8,39 +8,83 @@ PENDING = (
     " FROM perqueue_activity a WHERE a.id > ?"
     " AND NOT EXISTS (SELECT 1 FROM perqueue_settlement s WHERE s.activity_id = a.id)"
 )
+_FRESH = f"{PENDING} AND NOT EXISTS (SELECT 1 FROM perqueue_retry r WHERE r.activity_id = a.id)"
 COLUMNS = "a.id, a.billing_id, a.user_id, a.activity_type_id, a.recorded_at, a.checksum"
-CLAIM = (
-    f"SELECT {COLUMNS}, 0, NULL {PENDING}"
-    " AND NOT EXISTS (SELECT 1 FROM perqueue_retry r WHERE r.activity_id = a.id) ORDER BY a.id LIMIT ?"
-)
+CLAIM = f"SELECT {COLUMNS}, 0, NULL {_FRESH} ORDER BY a.id LIMIT ?"
 CLAIM_DUE = (
     f"SELECT {COLUMNS}, r.attempts, r.reason FROM perqueue_retry r"
     " JOIN perqueue_activity a ON a.id = r.activity_id"
     " WHERE r.not_before <= ? OR r.not_before > ? ORDER BY r.not_before, r.activity_id LIMIT ?"
-)
-SETTLE = (
-    "INSERT INTO perqueue_settlement"
-    " (activity_id, state, settled_at, duration_ms, attempts, transaction_id, reason, rejection)"
-    " SELECT ?, ?, ?, ?, 1 + (SELECT count(*) FROM perqueue_attempt WHERE activity_id = ?), ?, ?, ?"
-    " WHERE true ON CONFLICT DO NOTHING"
-)
-LOG_ATTEMPT = (
-    "INSERT INTO perqueue_attempt (activity_id, attempted_at, duration_ms, reason) VALUES (?, ?, ?, ?)"
-)
-DEFER = (
-    "INSERT OR REPLACE INTO perqueue_retry (activity_id, attempts, not_before, reason) VALUES (?, ?, ?, ?)"
 )
 CLAIM_WAITING = (
     f"SELECT {COLUMNS}, r.attempts, r.reason FROM perqueue_retry r"
     " JOIN perqueue_activity a ON a.id = r.activity_id"
     " WHERE r.activity_id > ? ORDER BY r.activity_id LIMIT ?"
 )
-POSITION = (
-    "SELECT drained_through, accepted, rejected, discarded, damaged, missing, rejections,"
-    " refusal_streak, refusal_reason, hold, hold_reason, hold_until, holds, probe_requests, drainer_pid,"
-    " (SELECT coalesce(max(id), 0) FROM perqueue_activity),"
-    " (SELECT a.id FROM perqueue_activity a WHERE a.id > d.drained_through"
-    " AND NOT EXISTS (SELECT 1 FROM perqueue_settlement s WHERE s.activity_id = a.id)"
-    " ORDER BY a.id LIMIT 1),"
-    " (SELECT min(activity_id) FROM perqueue_retry) FROM perqueue_drain d"
+SETTLE = (
+    "INSERT INTO perqueue_settlement"
+    " (activity_id, state, settled_at, duration_ms, attempts, transaction_id, reason, rejection, checksum)"
+    " SELECT ?, ?, ?, ?, 1 + (SELECT count(*) FROM perqueue_attempt WHERE activity_id = ?), ?, ?, ?, ?"
+    " WHERE true ON CONFLICT DO NOTHING"
 )
+SETTLED = (
+    "SELECT activity_id, state, settled_at, transaction_id, reason, checksum FROM perqueue_settlement"
+    " WHERE activity_id IN ({})"
+)
+OUTCOMES = (
+    "SELECT activity_id, state, settled_at, transaction_id, reason, checksum FROM perqueue_settlement"
+    " WHERE activity_id > ? AND activity_id <= ? ORDER BY activity_id LIMIT ?"
+)
+LAST_ID = "SELECT coalesce(max(id), 0) FROM perqueue_activity"
+LOG_ATTEMPT = (
+    "INSERT INTO perqueue_attempt (activity_id, attempted_at, duration_ms, reason) VALUES (?, ?, ?, ?)"
+)
+DEFER = (
+    "INSERT OR REPLACE INTO perqueue_retry (activity_id, attempts, not_before, reason) VALUES (?, ?, ?, ?)"
+)
+REJECTED_SINCE = (
+    f"SELECT {COLUMNS}, s.attempts, s.reason FROM perqueue_settlement s"
+    " JOIN perqueue_activity a ON a.id = s.activity_id"
+    " WHERE s.rejection > ? ORDER BY s.rejection LIMIT ?"
+)
+REFUSAL = (
+    "SELECT activity_id, state, settled_at, transaction_id, reason, checksum, duration_ms"
+    " FROM perqueue_settlement WHERE activity_id = ?"
+)
+OLDEST_FRESH = f"SELECT a.id {_FRESH} ORDER BY a.id LIMIT 1"
+_POSITION = (
+    "SELECT drained_through, accepted, rejected, discarded, damaged + missing, rejections, refusal_streak,"
+    " holds, probe_requests, (SELECT coalesce(max(id), 0) FROM perqueue_activity), refusal_reason, hold,"
+    " hold_reason, hold_until, drainer_pid, (SELECT min(activity_id) FROM perqueue_retry), ({oldest})"
+    " FROM perqueue_drain d"
+)
+POSITION = _POSITION.format(
+    oldest="SELECT a.id FROM perqueue_activity a WHERE a.id > d.drained_through"
+    " AND NOT EXISTS (SELECT 1 FROM perqueue_settlement s WHERE s.activity_id = a.id)"
+    " ORDER BY a.id LIMIT 1"
+)
+RECORDED_AT = "SELECT recorded_at FROM perqueue_activity WHERE id = ?"
+FRESH = f"SELECT 1 {PENDING} AND a.id <= ? AND a.id NOT IN (SELECT activity_id FROM perqueue_retry)"
+
+# Past a part of perqueue_activity that cannot be read: IDs are given without gaps, and what is pruned
+# lies far below, so the other tables say which of them are pending.
+_UNSETTLED = (
+    "WITH RECURSIVE each(id) AS ({first} UNION ALL"
+    " SELECT id + 1 FROM each WHERE id < (SELECT max(id) FROM perqueue_activity))"
+    " SELECT {columns} FROM each WHERE id <= (SELECT max(id) FROM perqueue_activity)"
+    " AND NOT EXISTS (SELECT 1 FROM perqueue_settlement s WHERE s.activity_id = each.id)"
+    " AND NOT EXISTS (SELECT 1 FROM perqueue_retry r WHERE r.activity_id = each.id) LIMIT {limit}"
+)
+UNSETTLED = _UNSETTLED.format(first="SELECT ? + 1", columns="id, 0, NULL", limit="?")
+POSITION_PAST_DAMAGE = _POSITION.format(
+    oldest=_UNSETTLED.format(first="SELECT drained_through + 1 FROM perqueue_drain", columns="id", limit="1")
+)
+WAITING = (
+    "SELECT activity_id, attempts, reason FROM perqueue_retry WHERE activity_id > ?"
+    " ORDER BY activity_id LIMIT ?"
+)
+WAITING_DUE = (
+    "SELECT activity_id, attempts, reason FROM perqueue_retry WHERE not_before <= ? OR not_before > ?"
+    " ORDER BY not_before, activity_id LIMIT ?"
+)
+ONE = f"SELECT {COLUMNS} FROM perqueue_activity a WHERE a.id = ?"

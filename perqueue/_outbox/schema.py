@@ -31,7 +31,8 @@ CREATE TABLE perqueue_activity (
 """
 
 # One row for each activity that is no longer pending. rejection numbers the rejected ones in the order
-# of Per's refusals, so that a flush finds those since the one before it.
+# of Per's refusals, so that a flush finds those since the one before it. The checksum keeps a damaged
+# row from being taken for an outcome.
 _SETTLEMENT = """
 CREATE TABLE perqueue_settlement (
     activity_id INTEGER PRIMARY KEY,
@@ -41,7 +42,8 @@ CREATE TABLE perqueue_settlement (
     attempts INTEGER NOT NULL,
     transaction_id TEXT,
     reason TEXT,
-    rejection INTEGER
+    rejection INTEGER,
+    checksum INTEGER NOT NULL
 ) STRICT
 """
 
@@ -72,7 +74,8 @@ CREATE TABLE perqueue_retry (
 ) STRICT
 """
 
-# One row: the counters that make stats() O(1), the watermark, and why the drain waits.
+# One row: the counters that make stats() O(1), the watermark, and why the drain waits. damaged counts
+# rows that are not what was recorded, missing those that a salvage did not find at all.
 _DRAIN = """
 CREATE TABLE perqueue_drain (
     id INTEGER PRIMARY KEY CHECK (id = 1),

@@ -23,6 +23,7 @@ from perqueue._outbox.connection import (
     set_up,
     storage_errors,
 )
+from perqueue._outbox.damage import one_row
 from perqueue._outbox.disk import DiskKeeper, truncate
 from perqueue._place import real_path
 from perqueue.exceptions import OutboxError
@@ -58,6 +59,7 @@ class Session:
 
     def __init__(self, path: Path, origin: str | None, *, create: bool) -> None:
         self._path = path = real_path(path)
+        self._file = str(path)
         self._disk = DiskKeeper(path, self._mark, self._truncate, self._is_same_file)
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
@@ -117,7 +119,7 @@ class Session:
                 connection = connect(self._path)
                 try:
                     (outbox_id,) = retry_busy(
-                        lambda: connection.execute("SELECT outbox_id FROM perqueue_outbox").fetchone()
+                        lambda: one_row(connection, "SELECT outbox_id FROM perqueue_outbox")
                     )
                 except BaseException:
                     connection.close()

@@ -8,27 +8,17 @@ import sqlite3
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from perqueue._activity import TRANSITIONS, Activity, Event, State, checksum
+from perqueue._activity import TRANSITIONS, Activity, State, checksum
+from perqueue._outbox.claims import ClaimedSession
 from perqueue._outbox.connection import BUSY_TIMEOUT, is_busy, outbox_error, retry_busy, storage_errors
-from perqueue._outbox.protocol import Hold, Position, Settled
-from perqueue._outbox.pruning import PrunedSession
-from perqueue._outbox.queries import (
-    APPEND,
-    CLAIM,
-    CLAIM_DUE,
-    CLAIM_WAITING,
-    COLUMNS,
-    DEFER,
-    LOG_ATTEMPT,
-    PENDING,
-    POSITION,
-    SETTLE,
-)
+from perqueue._outbox.damage import corrupt, is_sound, one_row, settlement_checksum
+from perqueue._outbox.protocol import Hold, Settled
+from perqueue._outbox.queries import APPEND, DEFER, LOG_ATTEMPT, REFUSAL, REJECTED_SINCE, SETTLE, SETTLED
 from perqueue._outbox.session import IDENTITY_INTERVAL_MS, is_owned, release_after_all
 from perqueue.exceptions import OutboxError, OutboxFull
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from perqueue._activity import Settlement
@@ -36,7 +26,7 @@ if TYPE_CHECKING:
 _FOREVER = 2**62
 
 
-class SQLiteOutbox(PrunedSession):
+class SQLiteOutbox(ClaimedSession):
     """An :class:`~perqueue._outbox.protocol.Outbox` in a file of its own."""
 
     def __init__(
@@ -52,10 +42,15 @@ class SQLiteOutbox(PrunedSession):
         self._max_pending = max_pending
         self._last_id = self._settled_count = 0
         super().__init__(path, origin, create=create)
+        try:
+            self.position()  # a file that makes no sense is not recorded into
+        except BaseException:
+            self.close()
+            raise
 
     # -- the hot path
 
-    def append(  # noqa: C901 - the hot path is written out: each call in it would cost a tenth of it
+    def append(  # noqa: C901, PLR0912 - the hot path is written out: each call in it would cost a tenth of it
         self, billing_id: str, user_id: str, activity_type_id: str, recorded_at: int
     ) -> int:
         """Commit one activity and return its ID."""
@@ -80,16 +75,21 @@ class SQLiteOutbox(PrunedSession):
                 connection = self._usable()
             elif abs(recorded_at - self._checked_at) >= IDENTITY_INTERVAL_MS:
                 self._check_identity(recorded_at)
-            if self._last_id - self._settled_count >= self._max_pending:
+            last_id = self._last_id
+            if last_id - self._settled_count >= self._max_pending:
                 self._check_room()
             try:
                 # The cursor is this call's own, so that a record() from a signal handler in the very
                 # next instant cannot change what lastrowid says.
                 activity_id: int = connection.execute(APPEND, values).lastrowid  # type: ignore[assignment]
-            except sqlite3.Error as error:
+            except (sqlite3.Error, UnicodeDecodeError) as error:
                 activity_id = self._append_again(connection, values, error)
+            if activity_id <= last_id:
+                self._given_twice()
             self._last_id = activity_id
             self._disk.committed()
+            if not os.access(self._file, os.F_OK):  # deleted or moved away, by the cheapest look there is
+                self._check_identity(recorded_at)
         except BaseException:
             if not nested:
                 release_after_all(lock)
@@ -101,6 +101,10 @@ class SQLiteOutbox(PrunedSession):
                 self._disk.sync()
         return activity_id
 
+    def _given_twice(self) -> NoReturn:
+        # The highest rows are gone: this one would be taken for one that has an outcome.
+        raise outbox_error(self._path, corrupt("a number was given twice"))
+
     def _in_transaction(self) -> NoReturn:
         # It would be committed, or rolled back, with what was interrupted.
         message = (
@@ -110,10 +114,10 @@ class SQLiteOutbox(PrunedSession):
         raise OutboxError(message)
 
     def _append_again(
-        self, connection: sqlite3.Connection, values: tuple[object, ...], error: sqlite3.Error
+        self, connection: sqlite3.Connection, values: tuple[object, ...], error: Exception
     ) -> int:
         """Wait for a lock that another process holds; any other error is final."""
-        if is_busy(error):
+        if isinstance(error, sqlite3.Error) and is_busy(error):
             with storage_errors(self._path):
                 cursor = retry_busy(lambda: connection.execute(APPEND, values))
                 return cursor.lastrowid  # type: ignore[return-value]
@@ -132,74 +136,6 @@ class SQLiteOutbox(PrunedSession):
 
     # -- the drain
 
-    def claim(self, after: int, limit: int) -> list[Activity]:
-        """Return fresh pending activities above an ID, oldest first; damaged rows are settled as such."""
-        return self._claim_past_damage(CLAIM, after, limit)
-
-    def claim_waiting(self, after: int, limit: int) -> list[Activity]:
-        """Return pending activities above an ID that wait on their own account, whatever their time."""
-        return self._claim_past_damage(CLAIM_WAITING, after, limit)
-
-    def _claim_past_damage(self, query: str, after: int, limit: int) -> list[Activity]:
-        while True:  # past any number of damaged rows
-            with self._reading() as connection:
-                rows = retry_busy(functools.partial(self._fetch, connection, query, (after, limit)))
-            claimed = self._intact(rows)
-            if claimed or not rows:
-                return claimed
-
-    def claim_due(self, now: int, farthest: int, limit: int, outstanding: Collection[int]) -> list[Activity]:
-        """Return pending activities whose own wait ended by ``now``, less the outstanding ones.
-
-        A wait that ends after ``farthest`` cannot be right (the clock was set back), and has ended too.
-        """
-        values = (now, farthest, limit + len(outstanding))
-        with self._reading() as connection:
-            rows = retry_busy(lambda: connection.execute(CLAIM_DUE, values).fetchall())
-        return self._intact([row for row in rows if row[0] not in outstanding][:limit])
-
-    def _intact(self, rows: list[tuple[Any, ...]]) -> list[Activity]:
-        """Turn pending rows into activities, and quarantine those whose checksum does not fit."""
-        intact, damaged = self._sorted_out(rows)
-        if damaged:
-            with self._writing() as connection:
-                for activity_id, recorded_at in damaged:
-                    reason = "the stored row does not match its checksum"
-                    state = TRANSITIONS[State.PENDING, Event.DAMAGE]
-                    values = (activity_id, state, recorded_at, 0, activity_id, None, reason, None)
-                    connection.execute(SETTLE, values)
-                    connection.execute("DELETE FROM perqueue_retry WHERE activity_id = ?", (activity_id,))
-                connection.execute("UPDATE perqueue_drain SET damaged = damaged + ?", (len(damaged),))
-        return intact
-
-    @staticmethod
-    def _sorted_out(rows: list[tuple[Any, ...]]) -> tuple[list[Activity], list[tuple[int, int]]]:
-        """Return the activities whose checksum fits, and ID and time of the others."""
-        intact, damaged = [], []
-        for activity_id, billing_id, user_id, kind, recorded_at, check, attempts, reason in rows:
-            if check == checksum(billing_id, user_id, kind, recorded_at):
-                intact.append(
-                    Activity(
-                        id=activity_id,
-                        billing_id=billing_id,
-                        user_id=user_id,
-                        activity_type_id=kind,
-                        recorded_at=recorded_at,
-                        attempts=attempts,
-                        reason=reason,
-                    )
-                )
-            else:
-                damaged.append((activity_id, recorded_at if isinstance(recorded_at, int) else 0))
-        return intact, damaged
-
-    def next_due(self) -> int | None:
-        """Return the earliest end of an activity's own wait."""
-        with self._reading() as connection:
-            query = "SELECT min(not_before) FROM perqueue_retry"
-            (earliest,) = retry_busy(lambda: connection.execute(query).fetchone())
-        return earliest if earliest is None else int(earliest)
-
     def settle(
         self,
         settlements: Sequence[Settlement],
@@ -214,7 +150,7 @@ class SQLiteOutbox(PrunedSession):
         same transaction, and why nothing is sent from then on; that hold is returned as stored.
         """
         with self._writing(commits=max(1, len(settlements))) as connection:
-            (rejections,) = connection.execute("SELECT rejections FROM perqueue_drain").fetchone()
+            (rejections,) = one_row(connection, "SELECT rejections FROM perqueue_drain")
             counts = {State.ACCEPTED: 0, State.REJECTED: 0}
             for s in settlements:
                 activity_id = s.activity.id
@@ -228,8 +164,10 @@ class SQLiteOutbox(PrunedSession):
                         connection.execute(DEFER, (activity_id, attempts, s.not_before, s.reason))
                     continue
                 rejection = rejections + 1 if state is State.REJECTED else None
+                outcome = (s.transaction_id, s.reason)
+                check = settlement_checksum(activity_id, state, s.answered_at, *outcome)
                 times = (s.answered_at, s.duration_ms)
-                values = (activity_id, state, *times, activity_id, s.transaction_id, s.reason, rejection)
+                values = (activity_id, state, *times, activity_id, *outcome, rejection, check)
                 if connection.execute(SETTLE, values).rowcount:
                     counts[state] += 1
                     rejections = rejection or rejections
@@ -251,14 +189,10 @@ class SQLiteOutbox(PrunedSession):
         """Make those pending that are rejected, and return them; the refusal stays in their history."""
         moved = []
         for activity_id in activity_ids:
-            row = connection.execute(
-                "SELECT settled_at, duration_ms, reason FROM perqueue_settlement"
-                " WHERE activity_id = ? AND state = ?",
-                (activity_id, State.REJECTED),
-            ).fetchone()
-            if row is None:
+            row = connection.execute(REFUSAL, (activity_id,)).fetchone()
+            if row is None or row[1] != State.REJECTED or not is_sound(row[:6]):
                 continue
-            settled_at, duration, reason = row
+            settled_at, reason, duration = row[2], row[4], row[6]
             connection.execute(LOG_ATTEMPT, (activity_id, settled_at - duration, duration, reason))
             connection.execute(DEFER, (activity_id, attempts, 0, reason))
             connection.execute("DELETE FROM perqueue_settlement WHERE activity_id = ?", (activity_id,))
@@ -280,7 +214,7 @@ class SQLiteOutbox(PrunedSession):
             "UPDATE perqueue_drain SET hold = ?, hold_reason = ?, hold_until = ?, holds = holds + 1",
             (hold.kind, hold.reason, hold.until),
         )
-        (number,) = connection.execute("SELECT holds FROM perqueue_drain").fetchone()
+        (number,) = one_row(connection, "SELECT holds FROM perqueue_drain")
         return replace(hold, number=number)
 
     def set_drainer(self, pid: int | None) -> None:
@@ -295,77 +229,21 @@ class SQLiteOutbox(PrunedSession):
 
     # -- what there is
 
-    def position(self) -> Position:
-        """Return counters and watermark."""
-        with self._reading() as connection:
-            return retry_busy(lambda: self._position(connection))
-
-    @staticmethod
-    def _position(connection: sqlite3.Connection) -> Position:
-        # One statement, so one snapshot: another process may settle at any time.
-        (
-            through, accepted, rejected, discarded, damaged, missing, rejections, streak, refusal,
-            kind, reason, until, pauses, probe_requests, drainer_pid, last_id, fresh, waiting,
-        ) = connection.execute(POSITION).fetchone()  # fmt: skip
-        oldest = min((i for i in (fresh, waiting) if i is not None), default=None)
-        recorded_at = 0
-        if oldest is not None:
-            row = connection.execute(
-                "SELECT recorded_at FROM perqueue_activity WHERE id = ?", (oldest,)
-            ).fetchone()
-            recorded_at = row[0] if row and isinstance(row[0], int) else 0
-        return Position(
-            last_id=last_id,
-            drained_through=through,
-            accepted=accepted,
-            rejected=rejected,
-            discarded=discarded,
-            damaged=damaged,
-            missing=missing,
-            rejections=rejections,
-            refusal_streak=streak,
-            refusal_reason=refusal,
-            hold=Hold(kind=kind, reason=reason, until=until, number=pauses) if kind else None,
-            pauses=pauses,
-            probe_requests=probe_requests,
-            drainer_pid=drainer_pid,
-            oldest_pending=None if oldest is None else (oldest, recorded_at),
-        )
-
     def settled(self, activity_ids: Iterable[int]) -> dict[int, Settled]:
         """Return the outcomes of those that have one."""
         ids = list(activity_ids)
         found: dict[int, Settled] = {}
         for start in range(0, len(ids), 500):
             some = ids[start : start + 500]
-            query = (
-                "SELECT activity_id, state, transaction_id, reason, settled_at FROM perqueue_settlement"
-                f" WHERE activity_id IN ({', '.join('?' * len(some))})"
-            )
+            query = SETTLED.format(", ".join("?" * len(some)))
             with self._reading() as connection:
-                rows = retry_busy(functools.partial(self._fetch, connection, query, some))
-            for activity_id, state, transaction_id, reason, settled_at in rows:
+                rows = retry_busy(functools.partial(_fetch, connection, query, some))
+            for row in filter(is_sound, rows):  # nothing is told that is not Per's word
+                activity_id, state, settled_at, transaction_id, reason = row[:5]
                 found[activity_id] = Settled(
                     state=State(state), transaction_id=transaction_id, reason=reason, settled_at=settled_at
                 )
         return found
-
-    @staticmethod
-    def _fetch(connection: sqlite3.Connection, query: str, values: Sequence[object]) -> list[Any]:
-        return connection.execute(query, values).fetchall()
-
-    def count_pending(self, through: int, limit: int) -> int:
-        """Count the pending activities up to an ID, up to a limit."""
-        fresh = f"SELECT 1 {PENDING} AND a.id <= ? AND a.id NOT IN (SELECT activity_id FROM perqueue_retry)"
-        with self._reading() as connection:
-            (count,) = retry_busy(
-                lambda: connection.execute(
-                    f"SELECT (SELECT count(*) FROM ({fresh} LIMIT ?))"
-                    " + (SELECT count(*) FROM perqueue_retry WHERE activity_id <= ?)",
-                    (self._position(connection).drained_through, through, limit, through),
-                ).fetchone()
-            )
-        return int(count)
 
     def last_reason(self, activity_id: int) -> str | None:
         """Return why the latest attempt to deliver an activity failed; None if none has."""
@@ -377,14 +255,7 @@ class SQLiteOutbox(PrunedSession):
     def rejected_since(self, rejection: int, limit: int) -> list[Activity]:
         """Return activities that are rejected now, by refusals after a number."""
         with self._reading() as connection:
-            rows = retry_busy(
-                lambda: connection.execute(
-                    f"SELECT {COLUMNS}, s.attempts, s.reason FROM perqueue_settlement s"
-                    " JOIN perqueue_activity a ON a.id = s.activity_id"
-                    " WHERE s.rejection > ? ORDER BY s.rejection LIMIT ?",
-                    (rejection, limit),
-                ).fetchall()
-            )
+            rows = retry_busy(lambda: connection.execute(REJECTED_SINCE, (rejection, limit)).fetchall())
         return self._sorted_out(rows)[0]  # these are settled: a damaged one is found if it is requeued
 
     def change_counter(self) -> int:
@@ -392,8 +263,12 @@ class SQLiteOutbox(PrunedSession):
         # Written for an idle process, which does little else: several times cheaper than _reading().
         with self._lock:
             try:
-                (version,) = self._usable().execute("PRAGMA data_version").fetchone()
-            except sqlite3.Error as error:
+                (version,) = one_row(self._usable(), "PRAGMA data_version")
+            except (sqlite3.Error, UnicodeDecodeError) as error:
                 raise outbox_error(self._path, error) from error
         # data_version tells changes on one connection only: another one may begin with the same number.
         return int(version) + (self._openings << 32)
+
+
+def _fetch(connection: sqlite3.Connection, query: str, values: Sequence[object]) -> list[Any]:
+    return connection.execute(query, values).fetchall()

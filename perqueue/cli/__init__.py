@@ -9,6 +9,7 @@ import click
 from perqueue._version import __version__
 from perqueue.cli._failure import Commands
 from perqueue.cli.demo import demo
+from perqueue.cli.doctor import doctor
 from perqueue.cli.drain import drain
 from perqueue.cli.record import record
 from perqueue.cli.rejected import rejected
@@ -41,5 +42,5 @@ def main() -> None:
     """
 
 
-for command in (record, drain, status, report, rejected, sandbox, demo):
+for command in (record, drain, status, report, rejected, doctor, sandbox, demo):
     main.add_command(command)

@@ -67,7 +67,7 @@ def _show(shown: dict[str, Any]) -> None:
         "delivered": f"{shown['delivered']:,}",
         "rejected": rejected,
         "discarded": f"{shown['discarded']:,}",
-        "damaged": f"{shown['damaged']:,}",
+        "damaged": f"{shown['damaged']:,}" + ("  (perqueue doctor)" if shown["damaged"] else ""),
     }
     for name, value in lines.items():
         click.echo(f"{name:<10} {_print.printable(value)}")

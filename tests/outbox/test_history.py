@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from perqueue import Activity, OutboxFull
 from perqueue._activity import Event, Settlement, State
 from perqueue._outbox import OperatorOutbox, SQLiteOutbox
+from perqueue._outbox.damage import settlement_checksum
 
 ORIGIN = "https://api.useper.com"
 NOW = 1_700_000_000_000
@@ -218,6 +219,7 @@ class History(RuleBasedStateMachine):
         assert position.rejected == len(of[State.REJECTED])
         assert position.discarded == len(of[State.DISCARDED])
         assert position.damaged == len(of[State.DAMAGED])
+        assert position.missing == 0
         oldest = min(of[State.PENDING], default=None)
         assert position.oldest_pending == (None if oldest is None else (oldest, NOW))
         through = self.last_id // 2
@@ -396,3 +398,26 @@ def test_any_bit_that_flips_is_noticed(outbox, path):
             connection.commit()
     assert outbox.claim(0, 10) == []
     assert outbox.position().damaged == len(columns)
+
+
+def test_thousands_of_late_deliveries_do_not_keep_the_rest(outbox, path):
+    """However many of the first were delivered late, what lies behind them is pruned in its time."""
+    rows = [(i, NOW + 1_000_000 if i <= 5000 else NOW) for i in range(1, 6001)]
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executemany(
+            "INSERT INTO perqueue_activity (id, billing_id, user_id, activity_type_id, recorded_at, checksum)"
+            " VALUES (?, 'GROUP', 'USER', 'TYPE', 0, 0)",
+            [(i,) for i, _ in rows],
+        )
+        connection.executemany(
+            "INSERT INTO perqueue_settlement"
+            " (activity_id, state, settled_at, duration_ms, attempts, checksum) VALUES (?, 1, ?, 0, 1, ?)",
+            [(i, at, settlement_checksum(i, 1, at, None, None)) for i, at in rows],
+        )
+        connection.execute("UPDATE perqueue_drain SET accepted = 6000")
+        connection.commit()
+    for _ in range(5):  # sweeps, which begin once a minute
+        while outbox.prune(NOW + 1, 10_000, 50):
+            pass
+    assert len(outbox.settled(range(1, 5001))) == 5000
+    assert sorted(outbox.settled(range(5001, 6001))) == [6000]

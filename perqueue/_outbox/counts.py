@@ -1,0 +1,153 @@
+"""Saying in O(1) what an outbox holds, and noticing when its own books do not balance."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from perqueue._outbox.connection import retry_busy
+from perqueue._outbox.damage import corrupt, is_corrupt, one_row
+from perqueue._outbox.protocol import Hold, Position
+from perqueue._outbox.pruning import PrunedSession
+from perqueue._outbox.queries import FRESH, OLDEST_FRESH, POSITION, POSITION_PAST_DAMAGE, RECORDED_AT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_LAST_MOMENT = 253_402_300_799_000
+"""The end of the year 9999, which datetime can still show."""
+
+
+class CountedSession(PrunedSession):
+    """An outbox file that knows how much is in it."""
+
+    _searched_through = 0
+
+    def position(self) -> Position:
+        """Return counters and watermark."""
+        with self._reading() as connection:
+            return retry_busy(lambda: self._position(connection))
+
+    def _position(self, connection: sqlite3.Connection) -> Position:
+        position = read_position(connection)
+        if position.oldest_pending is not None or not position.pending:
+            return position
+        with _one_snapshot(connection):
+            position = read_position(connection)
+            if position.oldest_pending is not None or not position.pending:
+                return position
+            return self._find_the_rest(connection, position)
+
+    def _find_the_rest(self, connection: sqlite3.Connection, position: Position) -> Position:
+        """Look for what must be pending by the counters, below the watermark: that may be the damage.
+
+        What is not there either is missing: it was recorded, and its row is gone, or seems settled.
+        """
+        try:
+            row = connection.execute(OLDEST_FRESH, (self._searched_through,)).fetchone()
+        except sqlite3.DatabaseError as error:
+            if not is_corrupt(error):
+                raise
+            row = None
+        if row is None:
+            self._searched_through = position.last_id
+            missing = position.pending
+            return replace(position, damaged=position.damaged + missing, missing=missing)
+        (oldest,) = row
+        self._searched_through = oldest - 1  # another call need not look at those before it again
+        return replace(
+            position,
+            drained_through=oldest - 1,
+            oldest_pending=(oldest, _recorded_at(connection, oldest)),
+        )
+
+    def count_pending(self, through: int, limit: int) -> int:
+        """Count the pending activities up to an ID, up to a limit."""
+        query = (
+            f"SELECT (SELECT count(*) FROM ({FRESH} LIMIT ?))"  # noqa: S608 - of constants
+            " + (SELECT count(*) FROM perqueue_retry WHERE activity_id <= ?)"
+        )
+        with self._reading() as connection:
+            position = retry_busy(lambda: self._position(connection))
+            values = (position.drained_through, through, limit, through)
+            try:
+                (count,) = retry_busy(lambda: one_row(connection, query, values))
+            except sqlite3.DatabaseError as error:
+                if not is_corrupt(error):
+                    raise
+                count = min(position.pending, limit)  # of what was recorded later, some may be in it
+        return int(count)
+
+
+@contextmanager
+def _one_snapshot(connection: sqlite3.Connection) -> Iterator[None]:
+    if connection.in_transaction:  # a signal handler's call, within its thread's transaction
+        yield
+        return
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
+
+
+def read_position(connection: sqlite3.Connection) -> Position:
+    """Return counters and watermark as they are stored; raise if they cannot be what was stored."""
+    # One statement, so one snapshot: another process may settle at any time.
+    try:
+        row = one_row(connection, POSITION)
+    except sqlite3.DatabaseError as error:
+        if not is_corrupt(error):
+            raise
+        row = one_row(connection, POSITION_PAST_DAMAGE)
+    (
+        through, accepted, rejected, discarded, damaged, rejections, streak, pauses, probe_requests, last_id,
+        refusal, kind, reason, until, drainer_pid, waiting, fresh,
+    ) = row  # fmt: skip
+    _check(row)
+    oldest = min((i for i in (fresh, waiting) if i is not None), default=None)
+    return Position(
+        last_id=last_id,
+        drained_through=through,
+        accepted=accepted,
+        rejected=rejected,
+        discarded=discarded,
+        damaged=damaged,
+        rejections=rejections,
+        refusal_streak=streak,
+        refusal_reason=refusal,
+        hold=Hold(kind=kind, reason=reason, until=until, number=pauses) if kind else None,
+        pauses=pauses,
+        probe_requests=probe_requests,
+        drainer_pid=drainer_pid,
+        oldest_pending=None if oldest is None else (oldest, _recorded_at(connection, oldest)),
+    )
+
+
+def _check(row: tuple[Any, ...]) -> None:
+    """Raise if this cannot be what was stored: the counters have no checksum."""
+    numbers, refusal, (kind, reason, until, drainer_pid) = row[:10], row[10], row[11:15]
+    sound = (
+        all(isinstance(number, int) and number >= 0 for number in numbers)
+        and isinstance(refusal, str | None)
+        and isinstance(drainer_pid, int | None)
+    )
+    held = isinstance(kind, str) and isinstance(reason, str) and isinstance(until, int)
+    if not sound or not (kind is None or (held and abs(until) < _LAST_MOMENT)):
+        raise corrupt("perqueue_drain holds what was never stored there")
+    accepted, rejected, discarded, damaged = row[1:5]
+    if accepted + rejected + discarded + damaged > row[9]:
+        # A new activity would get a number that has an outcome already.
+        raise corrupt("there are more outcomes than activities")
+
+
+def _recorded_at(connection: sqlite3.Connection, activity_id: int) -> int:
+    try:
+        row = connection.execute(RECORDED_AT, (activity_id,)).fetchone()
+    except sqlite3.DatabaseError as error:
+        if not is_corrupt(error):
+            raise
+        return 0
+    return row[0] if row and isinstance(row[0], int) else 0

@@ -1,0 +1,223 @@
+import json
+import sqlite3
+from contextlib import closing
+
+import pytest
+
+from perqueue.sandbox import BadToken, Refuse
+from tests.helpers import Child
+
+
+@pytest.fixture
+def filled(make_queue, per):
+    """A closed outbox: one delivered, one refused, three pending."""
+    queue = make_queue()
+    queue.record("GROUP_A", "USER_1").wait()
+    per.set_fault(Refuse("unknown activity type"), times=1)
+    queue.record("GROUP_A", "USER_2")
+    while queue.stats().rejected == 0:
+        pass
+    queue.close()
+    queue = make_queue(drain=False)
+    for n in (3, 4, 5):
+        queue.record("GROUP_A", f"USER_{n}")
+    queue.close()
+
+
+@pytest.fixture
+def findings(perqueue):
+    """Run doctor, and return exit code and findings by what they are about."""
+
+    def run(*arguments):
+        result = perqueue("doctor", "--json", *arguments)
+        return result.exit_code, {each["about"]: each for each in json.loads(result.output)["findings"]}
+
+    return run
+
+
+def change(path, statement, *values):
+    with closing(sqlite3.connect(path, timeout=5)) as connection:
+        connection.execute(statement, values)
+        connection.commit()
+
+
+def test_a_healthy_outbox(filled, findings, perqueue):
+    """Nothing is wrong with a sound outbox: exit code 0, and a line for each thing that was looked at."""
+    code, found = findings()
+    assert code == 0
+    assert {each["level"] for each in found.values()} <= {"ok", "note"}
+    assert found["rejected"]["remedy"] == "perqueue rejected list"
+    assert found.keys() >= {"file", "place", "room", "use", "wal", "outbox", "structure", "rows", "books"}
+    lines = perqueue("doctor").output.splitlines()
+    assert len(lines) == len(found)
+    assert all(line.startswith(("ok ", "note ")) for line in lines)
+
+
+def test_looking_changes_nothing(filled, outbox, perqueue, env, tmp_path):
+    """Doctor leaves file and write-ahead log as they are, byte for byte."""
+    with Child(
+        "queue = PerQueue(drain=False); queue.record('G', 'U'); say('ready'); hear()", env=env
+    ) as child:
+        child.expect("ready")
+        child.kill()  # so that the -wal stays
+    wal = outbox.with_name(f"{outbox.name}-wal")
+    before = outbox.read_bytes(), wal.read_bytes()
+    assert before[1]
+    perqueue("doctor")
+    perqueue("doctor", "--salvage", tmp_path / "new.db")
+    assert (outbox.read_bytes(), wal.read_bytes()) == before
+
+
+def test_what_is_damaged_is_named(filled, outbox, findings):
+    """A row that is not what was recorded is counted, with what to do."""
+    change(outbox, "UPDATE perqueue_activity SET user_id = 'USER_9' WHERE id = 4")
+    code, found = findings()
+    assert code == 1
+    assert found["rows"]["level"] == "problem"
+    assert "1 of 5 activities are not what was recorded" in found["rows"]["text"]
+
+
+def test_a_wrong_outcome_is_named(filled, outbox, findings):
+    """An outcome that is not what was stored is counted, with what to do."""
+    change(outbox, "UPDATE perqueue_settlement SET transaction_id = 'X' WHERE activity_id = 1")
+    code, found = findings()
+    assert code == 1
+    assert "1 outcomes" in found["rows"]["text"]
+    assert "--salvage" in found["rows"]["remedy"]
+
+
+def test_a_damaged_structure_is_named(filled, outbox, findings, perqueue):
+    """A page that is gone is a problem that names the salvage; `status` names doctor."""
+    with outbox.open("r+b") as file:
+        file.seek(1024)
+        file.write(bytes(outbox.stat().st_size - 1024))
+    code, found = findings()
+    assert code == 1
+    problems = [each for each in found.values() if each["level"] == "problem"]
+    assert any("--salvage" in each["remedy"] for each in problems)
+    result = perqueue("status")
+    assert result.exit_code == 1
+    assert "perqueue doctor" in result.stderr
+
+
+def test_counters_that_do_not_agree_are_named(filled, outbox, findings):
+    """Counters and tables are compared."""
+    change(outbox, "UPDATE perqueue_drain SET accepted = 0")
+    code, found = findings()
+    assert code == 1
+    assert "by the counters 4 are pending, by the tables 3" in found["books"]["text"]
+
+
+def test_why_nothing_is_delivered(make_queue, per, perqueue, findings):
+    """A stored pause is shown with its reason and its remedy, though nobody runs."""
+    per.set_fault(BadToken())
+    make_queue(drain=False).record("GROUP_A", "USER_1")
+    perqueue("drain")
+    code, found = findings()
+    assert code == 1
+    assert "bad token" in found["delivery"]["text"]
+    assert "token" in found["delivery"]["remedy"]
+
+
+def test_a_backlog_that_nobody_delivers_is_named(filled, outbox, findings):
+    """If the oldest pending activity is old, doctor says so; one from the future means a wrong clock."""
+    with closing(sqlite3.connect(outbox)) as connection:
+        (now,) = connection.execute("SELECT recorded_at FROM perqueue_activity WHERE id = 3").fetchone()
+    change(outbox, "UPDATE perqueue_activity SET recorded_at = ? WHERE id = 3", now - 3_600_000)
+    change(outbox, "UPDATE perqueue_activity SET recorded_at = ? WHERE id = 4", now + 3_600_000)
+    _, found = findings()
+    assert "perqueue drain" in found["delivery"]["remedy"]
+    assert found["clock"]["level"] == "problem"
+
+
+def test_a_file_that_others_can_open_is_named(filled, outbox, findings):
+    """Any mode beyond the owner's is a problem, with the command that mends it."""
+    outbox.chmod(0o644)
+    code, found = findings()
+    assert code == 1
+    assert found["file"]["remedy"] == f"chmod 600 {outbox}"
+
+
+def test_no_outbox_is_misuse(perqueue, tmp_path):
+    """Exit code 2 where there is nothing to look at."""
+    result = perqueue("doctor", "--outbox", tmp_path / "none.db")
+    assert result.exit_code == 2
+
+
+def test_a_file_that_is_no_outbox_is_left_alone(perqueue, outbox):
+    """A text file is a problem, not a crash, and stays as it is."""
+    outbox.write_text("these are my notes\n" * 100)
+    before = outbox.read_bytes()
+    assert perqueue("doctor").exit_code == 1
+    assert outbox.read_bytes() == before
+
+
+@pytest.mark.usefixtures("filled")
+def test_salvage_of_a_sound_file_is_the_same_outbox(outbox, perqueue, make_queue, arrived, tmp_path):
+    """The new file has every activity with its state, number and history, is its owner's, and goes on."""
+    new = tmp_path / "new.db"
+    result = perqueue("doctor", "--salvage", new, "--json")
+    assert result.exit_code == 0
+    saved = json.loads(result.output)
+    counts = {name: saved[name] for name in ("pending", "accepted", "rejected", "damaged", "missing")}
+    assert counts == {"pending": 3, "accepted": 1, "rejected": 1, "damaged": 0, "missing": 0}
+    assert new.stat().st_mode & 0o777 == 0o600
+    query = "SELECT * FROM perqueue_activity_log ORDER BY id"
+    with closing(sqlite3.connect(outbox)) as old, closing(sqlite3.connect(new)) as reader:
+        assert reader.execute(query).fetchall() == old.execute(query).fetchall()
+        attempts = "SELECT activity_id, reason FROM perqueue_attempt"
+        assert reader.execute(attempts).fetchall() == old.execute(attempts).fetchall()
+        identity = "SELECT outbox_id FROM perqueue_outbox"
+        assert reader.execute(identity).fetchone() != old.execute(identity).fetchone()
+        assert reader.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    queue = make_queue(new)
+    assert queue.record("GROUP_A", "USER_6").id == 6
+    queue.flush(15)
+    assert {user for _, user in arrived()} == {f"USER_{n}" for n in (1, 3, 4, 5, 6)}
+    queue.close()
+    assert perqueue("doctor", "--outbox", new).exit_code == 0
+
+
+@pytest.mark.usefixtures("filled")
+def test_a_damaged_origin_can_be_given_anew(outbox, perqueue, make_queue, tmp_path, per):
+    """What the new file belongs to is what the old one says, or --base-url."""
+    change(outbox, "UPDATE perqueue_outbox SET origin = 'https://api.usepfr.com'")
+    result = perqueue("doctor", "--salvage", tmp_path / "1.db")
+    assert "origin     https://api.usepfr.com\n" in result.output
+    perqueue("doctor", "--salvage", tmp_path / "2.db", "--base-url", f"{per.url}/")
+    make_queue(tmp_path / "2.db").flush(15)
+    assert perqueue("doctor", "--base-url", per.url).exit_code == 2
+
+
+def test_salvage_says_what_comes_next(filled, outbox, perqueue, tmp_path):
+    """The counts are printed, and where the program must be pointed."""
+    change(outbox, "UPDATE perqueue_activity SET user_id = 'USER_9' WHERE id = 4")
+    new = tmp_path / "new.db"
+    output = perqueue("doctor", "--salvage", new).output
+    assert "damaged    1" in output
+    assert f"PERQUEUE_OUTBOX (or the program's option) to {new}" in output
+    with closing(sqlite3.connect(new)) as reader:
+        states = reader.execute("SELECT id, state FROM perqueue_activity_log ORDER BY id").fetchall()
+    assert states == [(1, "accepted"), (2, "rejected"), (3, "pending"), (4, "damaged"), (5, "pending")]
+
+
+def test_salvage_overwrites_nothing(filled, perqueue, tmp_path):
+    """A salvage into a file that exists is refused."""
+    new = tmp_path / "new.db"
+    new.write_text("mine")
+    result = perqueue("doctor", "--salvage", new)
+    assert (result.exit_code, new.read_text()) == (2, "mine")
+
+
+def test_salvage_waits_for_nobody_to_use_it(filled, outbox, perqueue, env, tmp_path):
+    """A salvage of a file that a program has open is refused, and names the process."""
+    with Child(
+        "queue = PerQueue(drain=False); queue.record('G', 'U'); say('ready'); hear()", env=env
+    ) as child:
+        child.expect("ready")
+        result = perqueue("doctor", "--salvage", tmp_path / "new.db")
+        assert result.exit_code == 1
+        assert f"process {child.pid} uses" in result.stderr
+        assert f"open in process {child.pid}" in perqueue("doctor").output
+    assert not (tmp_path / "new.db").exists()
+    assert perqueue("doctor", "--salvage", tmp_path / "new.db").exit_code == 0
