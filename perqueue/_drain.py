@@ -36,6 +36,8 @@ _STUCK_RETRY = 0.5
 _PRUNE_BATCH = 50
 _PRUNE_INTERVAL = 60.0
 _MOST_KEPT = 10_000_000
+_EXPIRED_MS = 3_600_000
+"""How long after its end a window is remembered: a clock may be set back a little."""
 
 
 class Drain:
@@ -255,7 +257,9 @@ class Drain:
             self._observer.on_tick()
         if now >= self._next_prune:
             self._next_prune = now + _PRUNE_INTERVAL  # also if that raises: delivery matters more
-            if self._outbox.prune(self._clock.time_ms() - self._keep_ms, _MOST_KEPT, _PRUNE_BATCH):
+            wall = self._clock.time_ms()
+            more = self._outbox.prune(wall - self._keep_ms, _MOST_KEPT, _PRUNE_BATCH)
+            if self._outbox.expire(wall - _EXPIRED_MS, _PRUNE_BATCH) or more:
                 self._next_prune = now + 0.01
 
     # -- delivering

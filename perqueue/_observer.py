@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from perqueue._activity import State
 from perqueue._receipt import Waiters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from perqueue._activity import Activity
+    from perqueue._coalescer import Coalescer
     from perqueue._outbox import Hold, Settled
     from perqueue._settings import Settings
     from perqueue._stats import Stats
@@ -24,14 +26,19 @@ class Observer:
     ``stats`` returns None once it is.
     """
 
-    def __init__(self, settings: Settings, stats: Callable[[], Stats | None]) -> None:
+    def __init__(
+        self, settings: Settings, stats: Callable[[], Stats | None], coalescer: Coalescer | None = None
+    ) -> None:
         self.waiters = Waiters()
+        self._coalescer = coalescer
         self._settings = settings
         self._stats = stats
         self._stalled = False
 
     def on_settled(self, outcomes: dict[int, Settled], rejected: list[Activity]) -> None:
         """These activities are no longer pending."""
+        if self._coalescer is not None and any(o.state is not State.ACCEPTED for o in outcomes.values()):
+            self._coalescer.forget()
         self.waiters.settled(outcomes)
         callback = self._settings.on_rejected
         if callback is not None:

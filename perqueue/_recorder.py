@@ -22,6 +22,7 @@ from perqueue._settings import is_address, resolve_settings
 from perqueue._stats import DrainState
 from perqueue._status import describe
 from perqueue.exceptions import (
+    ActivityRejected,
     InvalidActivity,
     OutboxError,
     PerQueueError,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     import httpx
 
+    from perqueue._coalescer import Coalescer
     from perqueue._outbox import Settled
     from perqueue._receipt import Listener
     from perqueue._report import Report
@@ -68,7 +70,10 @@ class PerQueue:
     :param base_url: where Per is (``PER_BASE_URL``); plain http only on loopback. An outbox belongs to
         the origin it was made for.
     :param embedded: reserved; not available in this version.
-    :param coalesce: reserved; not available in this version.
+    :param coalesce: a ``timedelta`` that divides 24 hours, at most ``keep_delivered``: at most one delivery
+        for each (billing ID, user ID, activity type) in each window of that length, counted from midnight
+        UTC. The others get the receipt of the first. Per reports unique users, so that reports aligned to
+        the windows do not change.
     :param drain: False only records: some other process (``perqueue drain``) delivers
         (``PERQUEUE_DRAIN``).
     :param max_in_flight: most requests at a time, 1 to 1024.
@@ -168,7 +173,12 @@ class PerQueue:
             power=settings.durability == "power",
             max_pending=settings.max_pending,
         )
-        self._observer = Observer(settings, _weak_stats(self._self))
+        self._coalescer: Coalescer | None = None
+        if settings.coalesce is not None:
+            from perqueue._coalescer import Coalescer
+
+            self._coalescer = Coalescer(settings.coalesce, self._outbox)
+        self._observer = Observer(settings, _weak_stats(self._self), self._coalescer)
         try:
             position = self._outbox.position()
         except BaseException:
@@ -206,6 +216,12 @@ class PerQueue:
         if kind is None:
             message = "activity_type_id is missing: pass it here or to PerQueue, or set PER_ACTIVITY_TYPE_ID"
             raise InvalidActivity(message)
+        coalescer = self._coalescer
+        if coalescer is not None and not self._closed:
+            with suppress(TypeError):  # an ID that is no str is told below
+                standing = coalescer.standing((billing_id, user_id, kind), self._clock.time_ms())
+                if standing is not None:
+                    return Receipt(standing, self._self)
         billing_id = checked_id("billing_id", billing_id)
         user_id = checked_id("user_id", user_id)
         if activity_type_id is not None:
@@ -214,21 +230,27 @@ class PerQueue:
             self._refuse()
         recorded_at = self._clock.time_ms()
         try:
-            activity_id = self._outbox.append(billing_id, user_id, kind, recorded_at)
+            if coalescer is None:
+                activity_id = self._outbox.append(billing_id, user_id, kind, recorded_at)
+            else:
+                activity_id = coalescer.record((billing_id, user_id, kind), recorded_at)
         except OutboxError as error:
             if self._closed:
                 self._refuse()
             error.activity = Activity(
                 id=0, billing_id=billing_id, user_id=user_id, activity_type_id=kind, recorded_at=recorded_at
             )
-            if self._settings.on_record_error is None:
-                raise
-            call_back(self._settings.on_record_error, error)
-            return Receipt(0, self._self, error)
+            return self._not_recorded(error)
         worker = self._worker
         if worker is not None:
             worker.more()
         return Receipt(activity_id, self._self)
+
+    def _not_recorded(self, error: OutboxError) -> Receipt:
+        if self._settings.on_record_error is None:
+            raise error
+        call_back(self._settings.on_record_error, error)
+        return Receipt(0, self._self, error)
 
     def _refuse(self) -> NoReturn:
         message = "the queue is closed"
@@ -297,7 +319,12 @@ class PerQueue:
         if self._closed:
             message = "the queue was closed while flushing; what is undelivered stays in the outbox"
             raise QueueClosed(message)
-        return flush.done()
+        try:
+            return flush.done()
+        except (ActivityRejected, OutboxError):
+            if self._coalescer is not None:
+                self._coalescer.forget()  # what comes next stands for itself
+            raise
 
     def _nudge(self) -> None:
         self._follower().nudge()

@@ -81,6 +81,7 @@ class Settings(ClientSettings):
     drain: bool = True
     max_in_flight: int = 32
     durability: Literal["process", "power"] = "process"
+    coalesce: timedelta | None = None
     keep_delivered: timedelta = timedelta(days=35)
     max_pending: int = 10_000_000
     flush_timeout: float | None = 30.0
@@ -105,11 +106,9 @@ def resolve_settings(environ: Mapping[str, str] = os.environ, **options: Any) ->
 
     Raises :class:`ConfigurationError`.
     """
-    later = {"coalesce": None, "embedded": False}
-    for name, default in later.items():
-        if options.pop(name, default) != default:
-            message = f"{name} is not available in this version"
-            raise ConfigurationError(message)
+    if options.pop("embedded", False) is not False:
+        message = "embedded is not available in this version"
+        raise ConfigurationError(message)
     resolved = _client_options(environ, options)
     resolved["outbox"] = outbox_path(options["outbox"] or environ.get("PERQUEUE_OUTBOX"))
     drain = options["drain"]
@@ -133,6 +132,10 @@ def resolve_settings(environ: Mapping[str, str] = os.environ, **options: Any) ->
         message = "keep_delivered must be a timedelta of at least one hour"
         raise ConfigurationError(message)
     resolved["keep_delivered"] = keep
+    resolved["coalesce"] = coalesce = options["coalesce"]
+    if coalesce is not None and not _divides_a_day(coalesce, keep):
+        message = "coalesce must be a timedelta that divides 24 hours, at most as long as keep_delivered"
+        raise ConfigurationError(message)
     timeout = options["flush_timeout"]
     resolved["flush_timeout"] = None if timeout is None else _seconds("flush_timeout", timeout, zero=True)
     resolved["exit_timeout"] = _seconds("exit_timeout", options["exit_timeout"], zero=True)
@@ -286,6 +289,12 @@ def outbox_path(outbox: object) -> Path:
     except (OSError, RuntimeError, ValueError) as error:  # no such user, no working directory, a surrogate
         message = f"outbox must be the path of a file on disk: {error}"
         raise ConfigurationError(message) from None
+
+
+def _divides_a_day(window: object, longest: timedelta) -> bool:
+    if not isinstance(window, timedelta) or not timedelta(seconds=1) <= window <= longest:
+        return False
+    return timedelta(days=1) % window == timedelta(0) and not window.microseconds
 
 
 def _seconds(name: str, value: object, *, zero: bool = False) -> float:

@@ -23,7 +23,7 @@ from perqueue.sandbox import BadToken, Redirect, Refuse, Sandbox, Status
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 TEXT = README.read_text(encoding="utf-8")
-LATER = {"coalesce", "embedded"}  # in the signature, and refused so far
+LATER = {"embedded"}  # in the signature, and refused so far
 
 
 def python_blocks():

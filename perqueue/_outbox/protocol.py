@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from perqueue._activity import Activity, Settlement, State
 
 
+Key = tuple[str, str, str]
+"""Billing ID, user ID and activity type ID."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hold:
     """Why nothing is sent, for other processes and for the next start."""
@@ -79,6 +83,16 @@ class Outbox(Protocol):
     def append(self, billing_id: str, user_id: str, activity_type_id: str, recorded_at: int) -> int:
         """Commit one activity and return its ID."""
 
+    def append_once(self, key: Key, window: tuple[int, int], recorded_at: int) -> int:
+        """Commit one activity, unless an equal one stands for it in a window; return the ID of which does.
+
+        ``window`` is its beginning and its end, in milliseconds since the epoch. One that Per refused stands
+        for no other.
+        """
+
+    def refusals(self) -> int:
+        """Return a number that grows when an activity is refused, or found to be damaged."""
+
     def claim(self, after: int, limit: int) -> list[Activity]:
         """Return fresh pending activities above an ID, oldest first; damaged rows are settled as such."""
 
@@ -134,6 +148,9 @@ class Outbox(Protocol):
 
     def change_counter(self) -> int:
         """Return a number that differs when another process has written."""
+
+    def expire(self, before: int, limit: int) -> bool:
+        """Forget windows that ended before a time, up to ``limit`` keys; tell whether there may be more."""
 
     def prune(self, before: int, keep: int, limit: int) -> bool:
         """Look at ``limit`` settled activities and delete those settled before a time or beyond ``keep``.

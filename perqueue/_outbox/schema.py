@@ -98,6 +98,19 @@ CREATE TABLE perqueue_drain (
 ) STRICT
 """
 
+# With coalesce: the activity that stands for all others of its key in a window.
+_COALESCED = """
+CREATE TABLE perqueue_coalesced (
+    window_end INTEGER NOT NULL,
+    window_start INTEGER NOT NULL,
+    billing_id TEXT NOT NULL,
+    user_id TEXT NOT NULL,
+    activity_type_id TEXT NOT NULL,
+    activity_id INTEGER NOT NULL,
+    PRIMARY KEY (window_end, window_start, billing_id, user_id, activity_type_id)
+) STRICT, WITHOUT ROWID
+"""
+
 _OUTBOX = """
 CREATE TABLE perqueue_outbox (
     id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -142,7 +155,8 @@ migrations = _OutboxMigrations("perqueue")
 @migrations()
 def create_outbox(db: Database) -> None:
     """Create every table of the first released schema."""
-    for statement in (_ACTIVITY, _SETTLEMENT, _REJECTION_INDEX, _ATTEMPT, _RETRY, _DRAIN, _OUTBOX, _LOG):
+    tables = (_ACTIVITY, _SETTLEMENT, _ATTEMPT, _RETRY, _DRAIN, _COALESCED, _OUTBOX)
+    for statement in (*tables, _REJECTION_INDEX, _LOG):
         db.execute(statement)
     db.execute("CREATE INDEX perqueue_attempt_activity ON perqueue_attempt (activity_id)")
     db.execute("CREATE INDEX perqueue_retry_due ON perqueue_retry (not_before, activity_id)")

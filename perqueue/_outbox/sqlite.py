@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from perqueue._activity import TRANSITIONS, Activity, State, checksum
-from perqueue._outbox.claims import ClaimedSession
+from perqueue._outbox.coalescing import CoalescedSession
 from perqueue._outbox.connection import BUSY_TIMEOUT, is_busy, outbox_error, retry_busy, storage_errors
 from perqueue._outbox.damage import corrupt, is_sound, one_row, settlement_checksum
 from perqueue._outbox.protocol import Hold, Settled
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from perqueue._activity import Settlement
+    from perqueue._outbox.protocol import Key
 
 _FOREVER = 2**62
 
 
-class SQLiteOutbox(ClaimedSession):
+class SQLiteOutbox(CoalescedSession):
     """An :class:`~perqueue._outbox.protocol.Outbox` in a file of its own."""
 
     def __init__(
@@ -96,9 +97,27 @@ class SQLiteOutbox(ClaimedSession):
             raise
         if not nested:
             lock.release()
+        if self._power:  # asked here, too: a call costs a twentieth of the whole
+            self._sync()
+        return activity_id
+
+    def _sync(self) -> None:
+        """Return once what was committed is as safe as ``durability`` asks for."""
         if self._power:
             with storage_errors(self._path):
                 self._disk.sync()
+
+    def _insert(self, connection: sqlite3.Connection, key: Key, recorded_at: int) -> int:
+        """Do as :meth:`append`, within a transaction."""
+        last_id = self._last_id
+        if last_id - self._settled_count >= self._max_pending:
+            self._check_room()
+        activity_id: int = connection.execute(  # type: ignore[assignment]
+            APPEND, (*key, recorded_at, checksum(*key, recorded_at))
+        ).lastrowid
+        if activity_id <= last_id:
+            self._given_twice()
+        self._last_id = activity_id
         return activity_id
 
     def _given_twice(self) -> NoReturn:

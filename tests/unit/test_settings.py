@@ -558,10 +558,23 @@ def test_an_activity_type_is_checked_like_any_id(value):
     assert "activity_type_id" in refuse(activity_type_id=value)
 
 
-@pytest.mark.parametrize(("name", "value"), [("coalesce", timedelta(hours=1)), ("embedded", True)])
-def test_options_of_later_versions_are_refused_not_ignored(name, value):
+def test_options_of_later_versions_are_refused_not_ignored():
     """An option that is not there yet is an error, never silently without effect."""
-    assert f"{name} is not available in this version" in refuse(**{name: value})
+    assert "embedded is not available in this version" in refuse(embedded=True)
+
+
+@pytest.mark.parametrize(
+    "window",
+    [3600, timedelta(0), timedelta(hours=-1), timedelta(hours=7), timedelta(days=2), timedelta(seconds=0.5)],
+)
+def test_a_window_divides_the_day(window):
+    """Windows are counted from midnight UTC, so that one must end there."""
+    assert "divides 24 hours" in refuse(coalesce=window)
+
+
+def test_a_window_is_no_longer_than_the_audit_trail():
+    """What stands for others must still be there when they ask for it."""
+    assert "keep_delivered" in refuse(coalesce=timedelta(hours=2), keep_delivered=timedelta(hours=1))
 
 
 def test_an_option_that_does_not_exist_is_a_type_error(tmp_path):

@@ -1,0 +1,79 @@
+"""One activity for all of its key in a window, across threads, processes and restarts."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from perqueue._activity import State
+from perqueue._outbox.claims import ClaimedSession
+from perqueue._outbox.connection import retry_busy
+from perqueue._outbox.damage import one_row
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from perqueue._outbox.protocol import Key
+
+_STANDING = (
+    "SELECT c.activity_id, s.state FROM perqueue_coalesced c"
+    " LEFT JOIN perqueue_settlement s ON s.activity_id = c.activity_id"
+    " WHERE c.window_end = ? AND c.window_start = ?"
+    " AND c.billing_id = ? AND c.user_id = ? AND c.activity_type_id = ?"
+)
+_STAND = "INSERT OR REPLACE INTO perqueue_coalesced VALUES (?, ?, ?, ?, ?, ?)"
+_KEY = "window_end, window_start, billing_id, user_id, activity_type_id"
+_EXPIRE = (
+    f"DELETE FROM perqueue_coalesced WHERE ({_KEY}) IN"
+    f" (SELECT {_KEY} FROM perqueue_coalesced WHERE window_end < ? ORDER BY {_KEY} LIMIT ?)"
+)
+
+
+class CoalescedSession(ClaimedSession):
+    """An outbox file that can tell whether an equal activity was recorded in a window."""
+
+    def _insert(self, connection: sqlite3.Connection, key: Key, recorded_at: int) -> int:
+        """Store one activity, within a transaction."""
+        raise NotImplementedError
+
+    def _sync(self) -> None:
+        """Return once what was committed is as safe as ``durability`` asks for."""
+        raise NotImplementedError
+
+    def append_once(self, key: Key, window: tuple[int, int], recorded_at: int) -> int:
+        """Commit one activity, unless an equal one stands for it in a window; return the ID of which does.
+
+        ``window`` is its beginning and its end, in milliseconds since the epoch. One that Per refused stands
+        for no other.
+        """
+        values = (window[1], window[0], *key)
+        with self._reading() as connection:
+            standing = retry_busy(functools.partial(self._standing, connection, values))
+        if standing is None:
+            with self._writing() as connection:
+                standing = self._standing(connection, values)  # another process may have been faster
+                if standing is None:
+                    standing = self._insert(connection, key, recorded_at)
+                    connection.execute(_STAND, (*values, standing))
+            self._check_identity(recorded_at)
+            self._sync()
+        return standing
+
+    @staticmethod
+    def _standing(connection: sqlite3.Connection, values: tuple[object, ...]) -> int | None:
+        row = connection.execute(_STANDING, values).fetchone()
+        if row is None or row[1] not in (None, State.ACCEPTED):  # no outcome: pending
+            return None
+        return int(row[0])
+
+    def refusals(self) -> int:
+        """Return a number that grows when an activity is refused, or found to be damaged."""
+        with self._reading() as connection:
+            query = "SELECT rejections + damaged FROM perqueue_drain"
+            (count,) = retry_busy(lambda: one_row(connection, query))
+        return int(count)
+
+    def expire(self, before: int, limit: int) -> bool:
+        """Forget windows that ended before a time, up to ``limit`` keys; tell whether there may be more."""
+        with self._writing() as connection:
+            return connection.execute(_EXPIRE, (before, limit)).rowcount == limit
