@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from perqueue import _threads
 from perqueue._loop import DeliveryLoop
 from perqueue.exceptions import PerAPIError, QueueClosed
 
@@ -34,9 +35,9 @@ class Background:
 
     def _start_afresh(self) -> None:
         self._pid = os.getpid()
-        self._lock = threading.RLock()  # a signal handler may come in between
+        self._lock = _threads.RLock()  # a signal handler may come in between
         self._loop: DeliveryLoop | None = None
-        self._thread: threading.Thread | None = None
+        self._thread: _threads.Thread | None = None
 
     def forked(self) -> bool:
         """Tell, once, whether this is a forked child, in which the parent's loop is not touched."""
@@ -59,7 +60,10 @@ class Background:
                 raise QueueClosed(_CLOSED)
             loop = self._loop = self._loop or self._start(last)
             future = asyncio.run_coroutine_threadsafe(call(), loop)
+        done = _threads.new_event()
+        future.add_done_callback(lambda _: done.set())
         try:
+            done.wait()
             return future.result()
         except CancelledError:
             raise QueueClosed(_CLOSED) from None
@@ -68,8 +72,12 @@ class Background:
             raise
 
     def _start(self, last: Call) -> DeliveryLoop:
+        try:
+            _threads.check_event_loops()
+        except RuntimeError as error:
+            raise PerAPIError(str(error)) from None
         loop = DeliveryLoop()
-        self._thread = threading.Thread(target=_serve, args=(loop, last), name=self._name, daemon=True)
+        self._thread = _threads.new_thread(_serve, (loop, last), name=self._name)
         try:
             self._thread.start()
         except BaseException as error:
@@ -89,8 +97,9 @@ class Background:
             self._closed = True
             loop, self._loop = self._loop, None
         if loop is not None and self._thread is not None:
-            loop.call_soon_threadsafe(loop.stop)
-            if wait > 0 and self._thread is not threading.current_thread():
+            with suppress(RuntimeError):  # it has ended by itself
+                loop.call_soon_threadsafe(loop.stop)
+            if wait > 0 and not _threads.is_current(self._thread):
                 self._thread.join(wait)
 
 

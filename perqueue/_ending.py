@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import atexit
 import logging
-import threading
 import time
 import weakref
 from typing import TYPE_CHECKING, Protocol
+
+from perqueue import _threads
 
 if TYPE_CHECKING:
     from perqueue._client import Reporter
@@ -60,6 +61,6 @@ def end_elsewhere(outbox: Outbox, worker: Worker | None, reporter: Reporter, gra
     """
     try:
         arguments = (outbox, worker, reporter, grace)
-        threading.Thread(target=end, args=arguments, name="perqueue-end", daemon=True).start()
+        _threads.new_thread(end, arguments, name="perqueue-end").start()
     except RuntimeError:
         log.debug("dropped while the interpreter ends")

@@ -8,10 +8,11 @@ the fork, under its lock, and opened again by whichever side uses it next.
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from contextlib import suppress
 from typing import Protocol
+
+from perqueue import _threads
 
 
 class ForkAware(Protocol):
@@ -29,7 +30,7 @@ class ForkAware(Protocol):
 
 _participants: weakref.WeakSet[ForkAware] = weakref.WeakSet()
 _entered: list[ForkAware] = []
-quiet = threading.RLock()
+quiet = _threads.RLock()
 """Held from before a fork until after it, and by whoever opens or closes what hooks do not know (yet)."""
 
 
@@ -63,7 +64,7 @@ def _after_in_parent() -> None:
 
 def _after_in_child() -> None:
     global quiet  # noqa: PLW0603 - the old one's other waiters are not in this process
-    quiet = threading.RLock()
+    quiet = _threads.RLock()
     while _entered:
         with suppress(Exception):
             _entered.pop().after_fork_in_child()

@@ -12,6 +12,7 @@ import select
 from collections import deque
 from typing import TYPE_CHECKING, cast
 
+from perqueue import _threads
 from perqueue._parser import NotHTTP, new_parser
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Connection(asyncio.Protocol):
         self._parser = parser
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[Answer] | None = None
-        self._arrivals = select.poll()
+        self._arrivals = _threads.original("select", "poll")()
         self._silent = True
         self.reused = False
         self.used_at = 0.0

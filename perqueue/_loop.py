@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import queue
-import socket
-import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+from perqueue import _threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,9 +22,9 @@ class DaemonThread:
     """
 
     def __init__(self, name: str) -> None:
-        self._questions: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
+        self._questions: _threads.SimpleQueue[tuple[Any, ...] | None] = _threads.SimpleQueue()
         # Not a method: a thread that holds its owner would never see it collected.
-        threading.Thread(target=_answer, args=(self._questions,), name=name, daemon=True).start()
+        _threads.new_thread(_answer, (self._questions,), name=name).start()
 
     def run(
         self, loop: asyncio.AbstractEventLoop, function: Callable[..., Any], *args: object
@@ -40,7 +39,7 @@ class DaemonThread:
         self._questions.put(None)
 
 
-def _answer(questions: queue.SimpleQueue[tuple[Any, ...] | None]) -> None:
+def _answer(questions: _threads.SimpleQueue[tuple[Any, ...] | None]) -> None:
     while (question := questions.get()) is not None:
         loop, answer, function, args = question
         if not answer.done():  # else whoever asked has given up meanwhile
@@ -71,14 +70,14 @@ class DaemonResolver(DaemonThread):
 
     def ask(self, loop: asyncio.AbstractEventLoop, *args: Any) -> asyncio.Future[Any]:
         """Look up with the arguments of :func:`socket.getaddrinfo`; await the future for the answer."""
-        return self.run(loop, socket.getaddrinfo, *args)
+        return self.run(loop, _threads.original("socket", "getaddrinfo"), *args)
 
 
 class DeliveryLoop(asyncio.SelectorEventLoop):
     """The event loop that perqueue's own threads run."""
 
     def __init__(self, resolver: DaemonResolver | None = None) -> None:
-        super().__init__()
+        super().__init__(_threads.original("selectors", "DefaultSelector")())
         self._resolver = resolver
 
     async def getaddrinfo(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
+from perqueue import _threads
 from perqueue._activity import State
 from perqueue._outbox import Hold, Settled
 from perqueue._settings import checked_timeout
@@ -38,7 +38,7 @@ class Waiters:
     """Who waits for which activity (or, under the key None, for anything to happen)."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # a signal handler may wait while its thread is in here
+        self._lock = _threads.RLock()  # a signal handler may wait while its thread is in here
         self._listeners: dict[int | None, list[Listener]] = {}
 
     def add(self, activity_id: int | None, listener: Listener) -> None:
@@ -174,7 +174,7 @@ class Receipt:
         timeout = checked_timeout("timeout", timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         office = self._open()
-        happened = threading.Event()
+        happened = _threads.new_event()
         pause = _FIRST_LOOK
         with _Hearing(self.id, office, happened.set) as hearing:
             while (result := hearing.result()) is None:

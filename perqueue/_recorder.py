@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, NoReturn
 
-from perqueue import _ending, _fork
+from perqueue import _ending, _fork, _threads
 from perqueue._activity import Activity, checked_id
 from perqueue._client import Reporter
 from perqueue._clock import SYSTEM_CLOCK
@@ -160,7 +159,7 @@ class PerQueue:
         self._clock = SYSTEM_CLOCK
         self._activity_type_id = settings.activity_type_id
         self._self = weakref.ref(self)
-        self._close_lock = threading.RLock()
+        self._close_lock = _threads.RLock()
         self._reporter = Reporter(settings)
         self._worker: Worker | None = None
         if settings.drain:
@@ -268,7 +267,7 @@ class PerQueue:
         :class:`~perqueue.OutboxError`, also once for rows that were found to be damaged.
         """
         flush = self._new_flush(timeout)
-        happened = threading.Event()
+        happened = _threads.new_event()
 
         def listen(_: object) -> None:
             happened.set()
@@ -360,7 +359,7 @@ class PerQueue:
 
     def _not_from_callback(self) -> None:
         worker = self._worker
-        if worker is not None and threading.current_thread() is worker.thread:
+        if worker is not None and _threads.is_current(worker.thread):
             message = "a perqueue callback must not wait: it runs on the thread that would end the wait"
             raise PerQueueError(message)
 
@@ -440,7 +439,7 @@ class PerQueue:
         _ending.closed(self)
         self._finalizer.detach()
         worker = self._worker
-        if worker is not None and threading.current_thread() is worker.thread:
+        if worker is not None and _threads.is_current(worker.thread):
             # From a callback: the thread must end before the outbox is closed.
             _ending.end_elsewhere(self._outbox, worker, self._reporter, grace)
         else:
@@ -505,7 +504,7 @@ class PerQueue:
 
     def after_fork_in_child(self) -> None:
         """Forget the parent's threads, and who waited in it."""
-        self._close_lock = threading.RLock()
+        self._close_lock = _threads.RLock()
         self._observer.waiters = Waiters()
         if self._worker is not None:
             self._worker.abandon()

@@ -10,11 +10,10 @@ import asyncio
 import importlib
 import logging
 import os
-import queue
-import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
+from perqueue import _threads
 from perqueue._drain import Drain
 from perqueue._loop import DaemonResolver, DeliveryLoop
 from perqueue._pace import Pace
@@ -112,9 +111,9 @@ class Worker:
 
     def _reset(self) -> None:
         self._pid = os.getpid()
-        self._start_lock = threading.RLock()  # a signal handler may record while its thread is in start()
-        self._thread: threading.Thread | None = None
-        self._go: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._start_lock = _threads.RLock()  # a signal handler may record while its thread is in start()
+        self._thread: _threads.Thread | None = None
+        self._go: _threads.SimpleQueue[None] = _threads.SimpleQueue()
         self._trouble: str | None = None
         self._drain: Drain | None = None
         self._loop: DeliveryLoop | None = None
@@ -144,7 +143,7 @@ class Worker:
         return drain.trouble if drain else self._trouble
 
     @property
-    def thread(self) -> threading.Thread | None:
+    def thread(self) -> _threads.Thread | None:
         """The thread, if it was started."""
         return self._thread
 
@@ -163,12 +162,13 @@ class Worker:
                 if not isinstance(error, RuntimeError):
                     raise  # a signal handler's
                 self._trouble = f"no thread can be started ({error}): the next start of the program delivers"
+                if _threads.is_patched():  # not while the interpreter ends: that is silent
+                    self._complain("thread", f"this process delivers nothing, and keeps everything: {error}")
 
     def _make_thread(self) -> None:
+        _threads.check_event_loops()
         resolver = DaemonResolver() if self._looks_up_names else None
-        self._thread = threading.Thread(
-            target=self._run, args=(resolver,), name="perqueue-drain", daemon=True
-        )
+        self._thread = _threads.new_thread(self._run, (resolver,), name="perqueue-drain")
         try:
             self._thread.start()
         except BaseException:
@@ -211,7 +211,7 @@ class Worker:
         self._go.put(None)
         self._ring()
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None and not _threads.is_current(thread):
             thread.join(timeout=grace + 3.0)
 
     def _ring(self) -> None:
@@ -225,7 +225,7 @@ class Worker:
     def _run(self, resolver: DaemonResolver | None) -> None:
         self._go.get()
         with self._start_lock:
-            if self._thread is not threading.current_thread() or self._stopping:
+            if not _threads.is_current(self._thread) or self._stopping:
                 if resolver is not None:
                     resolver.close()
                 return

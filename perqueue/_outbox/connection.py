@@ -10,6 +10,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
+from perqueue import _threads
 from perqueue._outbox.damage import corrupt, one_row
 from perqueue._place import examine, make_for_owner
 from perqueue.exceptions import OutboxError, OutboxMismatch
@@ -96,7 +97,7 @@ def retry_busy(operation: Callable[[], T]) -> T:
             deadline = deadline or now + BUSY_TIMEOUT
             if now >= deadline:
                 raise
-        time.sleep(pause)
+        _threads.native_sleep(pause)
         pause = min(pause * 1.5, 1e-3)
 
 

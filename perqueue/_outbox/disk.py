@@ -6,13 +6,12 @@ import errno
 import fcntl
 import logging
 import os
-import queue
 import sqlite3
-import threading
 import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from perqueue import _threads
 from perqueue._outbox.connection import connect, outbox_error, sync_directory
 from perqueue.exceptions import OutboxError
 
@@ -59,20 +58,20 @@ class DiskKeeper:
         self._complained = False
         self._idle = False
         self._stopping = False
-        self._thread: threading.Thread | None = None
+        self._thread: _threads.Thread | None = None
         # Not an Event: a signal handler that records while its thread is in Event.set() would hang.
         # SimpleQueue.put() is re-entrant by its documentation.
-        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._stop = threading.Event()
-        self._sync_lock = threading.RLock()  # a signal handler may record while its thread is in sync()
+        self._wake: _threads.SimpleQueue[None] = _threads.SimpleQueue()
+        self._stop: _threads.SimpleQueue[None] = _threads.SimpleQueue()
+        self._sync_lock = _threads.RLock()  # a signal handler may record while its thread is in sync()
         # Held while the checkpointing connection is open: nobody may fork meanwhile.
-        self._checkpoint_lock = threading.Lock()
+        self._checkpoint_lock = _threads.Lock()
 
     def start(self) -> None:
         """Start the thread if it does not run; without effect while the interpreter shuts down."""
         if self._thread is None:
             try:
-                thread = threading.Thread(target=self._run, name="perqueue-disk", daemon=True)
+                thread = _threads.new_thread(self._run, name="perqueue-disk")
                 self._thread = thread  # before it starts: a signal handler may come here, too
                 thread.start()
             except BaseException as error:
@@ -139,7 +138,7 @@ class DiskKeeper:
                 began = time.monotonic()
             self._idle = False
             # What came while a slow disk was busy has waited long enough.
-            if self._stop.wait(max(0.0, began + GATHER - time.monotonic())):
+            if self._stopped_within(max(0.0, began + GATHER - time.monotonic())):
                 return
             began = time.monotonic()
             try:
@@ -147,7 +146,7 @@ class DiskKeeper:
                 self.sync()
             except Exception as error:  # noqa: BLE001 - the thread must live through a full or failing disk
                 self._complain(error)
-                self._stop.wait(_RETRY)
+                self._stopped_within(_RETRY)
                 continue
             try:
                 self._checkpoint()
@@ -177,6 +176,11 @@ class DiskKeeper:
             if descriptor is not None:
                 os.fsync(descriptor)  # its new length, too: old frames must not come back
             self._in_doubt = False
+
+    def _stopped_within(self, seconds: float) -> bool:
+        with suppress(_threads.Empty):
+            self._stop.get(timeout=seconds)
+        return self._stopping
 
     def _checkpoint(self) -> None:
         if self._committed - self._checkpointed < CHECKPOINT_COMMITS:
@@ -242,9 +246,9 @@ class DiskKeeper:
     def close(self) -> None:
         """Stop the thread and sync what it had not."""
         self._stopping = True
-        self._stop.set()
+        self._stop.put(None)
         self._wake.put(None)
-        if self._thread is not None and self._thread is not threading.current_thread():
+        if self._thread is not None and not _threads.is_current(self._thread):
             self._thread.join(timeout=5)
         with suppress(OSError):
             self.sync()

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn
 
-from perqueue import _fork
+from perqueue import _fork, _threads
 from perqueue._outbox.connection import (
     BUSY_TIMEOUT,
     connect,
@@ -29,6 +28,7 @@ from perqueue._place import real_path
 from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -61,7 +61,7 @@ class Session:
         self._path = path = real_path(path)
         self._file = str(path)
         self._disk = DiskKeeper(path, self._mark, self._truncate, self._is_same_file)
-        self._lock = threading.RLock()
+        self._lock = _threads.RLock()
         self._connection: sqlite3.Connection | None = None
         self._identity = (0, 0)
         self._outbox_id: str | None = None
@@ -224,7 +224,7 @@ class Session:
         if not self._forking:
             return  # of a process that may not use it either
         self._forking = False
-        self._lock = threading.RLock()
+        self._lock = _threads.RLock()
         self._disk.after_fork_in_child()
         if self._connection is not None:  # somebody's own hook, or a signal handler, has used it since
             _never_closed.append(self._connection)

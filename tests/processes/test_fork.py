@@ -1,4 +1,7 @@
-"""Forks of every kind, at any moment: both sides go on recording, and nothing is lost or hangs."""
+"""Forks at any moment: both sides go on recording, and nothing is lost or hangs.
+
+Under load, and in the ways of whole programs: tests/faults/test_forks.py.
+"""
 
 import os
 import pickle
@@ -10,92 +13,13 @@ import pytest
 from perqueue import PerQueue
 from perqueue._outbox import SQLiteOutbox
 from perqueue.sandbox import Latency
-from tests.helpers import PREAMBLE, AckPipe, Child, repeats, users
+from tests.helpers import PREAMBLE, Child, repeats, users
 
 
 @pytest.fixture
 def env(env):
     """Python 3.12 and newer warn of any fork in a program with threads."""
     return {**env, "PYTHONWARNINGS": "ignore::DeprecationWarning"}
-
-
-def test_forks_under_load(per, env, record_property):
-    """30 forks while 4 threads record: parent and children deliver all, by _exit() and by normal exit.
-
-    Receipts and flushes work in the children, and no acknowledged activity is lost (invariant 10).
-    """
-    script = """
-    import itertools
-    acks = int(sys.argv[1])
-    queue = PerQueue(max_in_flight=8)
-    stop = threading.Event()
-
-    def record(user):
-        receipt = queue.record("GROUP", user)
-        os.write(acks, f"{user}\\n".encode())
-        return receipt
-
-    def work(thread):
-        for n in itertools.count():
-            if stop.is_set():
-                return
-            record(f"parent-{thread}-{n}")
-            if n % 3 == 0:
-                time.sleep(0.04)
-
-    def wait_for(pid):
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                return os.waitstatus_to_exitcode(status)
-            time.sleep(0.005)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        return "hangs"
-
-    record("FIRST").wait(10)  # so it is the parent that is elected, which does not end by _exit()
-    threads = [threading.Thread(target=work, args=(thread,)) for thread in range(4)]
-    for thread in threads:
-        thread.start()
-    children = []
-    for i in range(30):
-        pid = os.fork()
-        if pid == 0:
-            for n in range(4):
-                receipt = record(f"child-{i}-{n}")
-            if i % 5 == 0:
-                queue.flush(9)
-            elif i % 5 == 1:
-                assert receipt.wait(9)
-            if i % 2:
-                os._exit(0)
-            sys.exit(0)
-        children.append(pid)
-        if i % 3 == 2:
-            for pid in children:
-                say(wait_for(pid))
-            children.clear()
-    stop.set()
-    for thread in threads:
-        thread.join()
-    queue.flush(60)
-    queue.close()
-    """
-    with (
-        AckPipe() as pipe,
-        Child(script, pipe.writer, env=env, pass_fds=[pipe.writer], measured=False) as child,
-    ):
-        codes = [child.expect("", timeout=30) for _ in range(30)]
-        assert child.succeed(80) == []
-        acknowledged = pipe.acknowledged()
-    assert codes == ["0"] * 30
-    assert {f"child-{i}-{n}" for i in range(30) for n in range(4)} <= set(acknowledged)
-    assert set(acknowledged) <= set(users(per))
-    twice = repeats(per)
-    record_property("duplicates", twice)
-    print(f"{len(acknowledged)} acknowledged, {twice} delivered twice over 30 forks")
-    assert twice == 0
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Signal handlers that record, or raise, in the middle of `record()`."""
 
+import sqlite3
+
 import pytest
 
 from tests.helpers import Child, users
@@ -113,7 +115,7 @@ RAISING_HANDLER = """
 
 
 @pytest.mark.parametrize(("durability", "times"), [("process", 2000), ("power", 400)])
-def test_handler_may_raise_inside_record(per, env, durability, times):
+def test_handler_may_raise_inside_record(per, env, outbox, durability, times):
     """An exception out of a signal handler inside record() leaves the queue usable, for all threads.
 
     What record() returned for is delivered all the same (invariant 1).
@@ -125,6 +127,9 @@ def test_handler_may_raise_inside_record(per, env, durability, times):
         returned = {f"USER_{child.expect('')}" for _ in range(count)}
         child.succeed(40)
     assert returned <= set(users(per))
+    connection = sqlite3.connect(outbox)
+    assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    connection.close()
 
 
 def test_keyboard_interrupt_in_flush(per, env, make_queue):

@@ -1,0 +1,275 @@
+"""Application servers that fork and spawn: what their workers record is delivered, once."""
+
+import contextlib
+import http.client
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.faults._needs import needs
+from tests.helpers import Child, repeats, until, users
+
+REQUESTS = 60
+
+APPLICATION = """
+import os
+from perqueue import PerQueue, PerQueueError
+
+queue = PerQueue(exit_timeout=5.0)
+made_in = os.getpid()
+
+def answer(path):
+    what, _, user = path.strip("/").partition("/")
+    try:
+        if what == "record":
+            queue.record("GROUP", user)
+        elif what == "wait":
+            return queue.record("GROUP", user).wait(10)
+        elif what == "flush":
+            queue.flush(10)
+        elif what == "stats":
+            return str(queue.stats().state)
+        return f"{made_in} {os.getpid()}"
+    except PerQueueError as error:
+        return f"{type(error).__name__}: {error}"
+
+def wsgi(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [answer(environ["PATH_INFO"]).encode()]
+
+async def asgi(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while (await receive())["type"] != "lifespan.shutdown":
+            await send({"type": "lifespan.startup.complete"})
+        await send({"type": "lifespan.shutdown.complete"})
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": answer(scope["path"]).encode()})
+"""
+
+
+class Server:
+    """A server on a free port, in a process group of its own."""
+
+    def __init__(self, tmp_path, env, *command):
+        (tmp_path / "application.py").write_text(APPLICATION)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
+        clean = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("PER_", "PERQUEUE_", "COVERAGE_", "COV_"))
+        }
+        # Python 3.12 and newer warn of any fork in a program with threads.
+        quiet = {"PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"}
+        self.process = subprocess.Popen(
+            [*(str(part).replace("PORT", str(self.port)) for part in command)],
+            cwd=tmp_path,
+            env={**clean, **quiet, **env, "PYTHONPATH": os.pathsep.join([str(tmp_path), *repository()])},
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def __enter__(self):
+        try:
+            until(self._answers, "the server answers", 30)
+        except AssertionError:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self._log.close()
+
+    def _answers(self):
+        assert self.process.poll() is None, self.log()
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return self.get("hello")
+
+    def get(self, path, timeout=20):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            connection.request("GET", f"/{path}")
+            return connection.getresponse().read().decode()
+        finally:
+            connection.close()
+
+    def load(self, name, count=REQUESTS):
+        """Make requests from four threads, and return what came back."""
+        with ThreadPoolExecutor(4) as pool:
+            return list(pool.map(lambda n: self.get(f"record/{name}-{n}"), range(count)))
+
+    def log(self):
+        return os.pread(self._log.fileno(), 1 << 20, 0).decode(errors="replace")
+
+    def stop(self, number=signal.SIGTERM):
+        """End it gracefully; return its log."""
+        self.process.send_signal(number)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"the server does not end: {self.log()}")
+        return self.log()
+
+
+def repository():
+    """Return where perqueue is imported from, for a program that starts elsewhere."""
+    return [str(Path(importlib.util.find_spec("perqueue").origin).parents[1])]
+
+
+def expected(*names, count=REQUESTS):
+    return {f"{name}-{n}" for name in names for n in range(count)}
+
+
+def assert_delivered_once(per, make_queue, wanted):
+    """What was recorded has arrived, each once, at the latest with the next start."""
+    make_queue(activity_type_id="TYPE").flush(20)
+    assert set(users(per)) == wanted
+    assert repeats(per) == 0
+
+
+GUNICORN = [sys.executable, "-m", "gunicorn", "--bind=127.0.0.1:PORT", "--graceful-timeout=2"]
+GUNICORN += ["--no-control-socket", "application:wsgi"]
+
+
+@pytest.mark.parametrize("workers", ["sync", "sync preload", "gthread preload", "gevent", "gevent preload"])
+def test_gunicorn(per, env, make_queue, tmp_path, workers):
+    """Workers of gunicorn record, wait and flush, with a queue made before or after their fork.
+
+    One of them killed, another takes its place. Each activity is delivered once (invariant 10).
+    """
+    kind, *preload = workers.split()
+    needs("gunicorn", *(["gevent"] if kind == "gevent" else []))
+    options = [f"--worker-class={kind}", "--workers=2", *(f"--{option}" for option in preload)]
+    with Server(tmp_path, env, *GUNICORN, *options) as server:
+        answers = server.load("first")
+        made_in, workers = zip(*(answer.split() for answer in answers), strict=True)
+        assert server.get("wait/waited").isalnum()
+        server.get("flush")
+        assert set(users(per)) == expected("first") | {"waited"}
+        assert set(made_in) == ({str(server.process.pid)} if preload else set(workers)), server.log()
+        os.kill(int(workers[0]), signal.SIGKILL)
+        # Ended while it boots, a worker would not hear of it.
+        until(lambda: server.get("hello").split()[1] not in workers, "a new worker answers", 30)
+        assert not any("Error" in answer for answer in server.load("second"))
+        log = server.stop()
+    assert "Traceback" not in log, log
+    assert_delivered_once(per, make_queue, expected("first", "second") | {"waited"})
+
+
+def test_uvicorn(per, env, make_queue, tmp_path):
+    """Workers of uvicorn, which are spawned, share an outbox; each activity is delivered once."""
+    needs("uvicorn")
+    command = [sys.executable, "-m", "uvicorn", "--workers=2", "--port=PORT", "application:asgi"]
+    with Server(tmp_path, env, *command) as server:
+        server.load("asgi")
+        server.get("flush")
+        assert set(users(per)) == expected("asgi")
+        server.load("last")
+        log = server.stop()
+    assert "Traceback" not in log, log
+    assert_delivered_once(per, make_queue, expected("asgi", "last"))
+
+
+TASKS = """
+import os
+from celery import Celery
+from perqueue import PerQueue
+
+queue = PerQueue(exit_timeout=5.0)  # before Celery forks its pool
+folder = os.environ["FOLDER"]
+app = Celery("application", broker="filesystem://")
+app.conf.broker_transport_options = {
+    "data_folder_in": folder, "data_folder_out": folder, "control_folder": folder + "/control",
+    "polling_interval": 0.1,
+}
+app.conf.worker_hijack_root_logger = False
+
+@app.task
+def count(user):
+    queue.record("GROUP", user)
+
+@app.task
+def wait(user):
+    queue.record("GROUP", user).wait(10)
+"""
+
+
+def test_celery_prefork(per, env, make_queue, tmp_path):
+    """Tasks in Celery's prefork pool record into a queue that its parent made, and may wait for it."""
+    needs("celery")
+    (tmp_path / "tasks.py").write_text(TASKS)
+    (tmp_path / "broker" / "control").mkdir(parents=True)
+    environment = {**env, "FOLDER": str(tmp_path / "broker"), "PYTHONWARNINGS": "ignore"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *repository()])
+    publish = """
+    import tasks
+    for n in range(30):
+        tasks.count.delay(f"task-{n}")
+    for n in range(4):
+        tasks.wait.delay(f"waited-{n}")
+    """
+    with Child(publish, env={**environment, "PERQUEUE_DRAIN": "0"}, measured=False) as publisher:
+        publisher.succeed(30)
+    become = "import os, sys\nos.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    command = ["-m", "celery", "-A", "tasks", "worker", "--concurrency=3", "--pool=prefork"]
+    command += ["--loglevel=error", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+    with Child(become, *command, env=environment, isolated=True, measured=False) as worker:
+        per.wait_for(34, timeout=40)
+        worker.process.send_signal(signal.SIGTERM)
+        worker.wait(30)
+        assert "Traceback" not in worker.errors()
+    assert_delivered_once(per, make_queue, expected("task", count=30) | expected("waited", count=4))
+
+
+def uwsgi():
+    """Return the command that starts uWSGI."""
+    for name in ("uwsgi", "pyuwsgi"):
+        if found := shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"):
+            return [found]
+    needs("pyuwsgi")
+    return [sys.executable, "-c", "import sys, pyuwsgi; pyuwsgi.run(sys.argv[1:])"]
+
+
+UWSGI = ["--http-socket=127.0.0.1:PORT", "--master", "--processes=2", "--enable-threads", "--die-on-term"]
+UWSGI += ["--need-app", "--module=application:wsgi"]
+
+
+def test_uwsgi_forks_in_c_and_is_told_so(per, env, tmp_path):
+    """In a worker that uWSGI has forked past Python's hooks record() raises, and names lazy-apps.
+
+    Nothing hangs, and nothing is lost in silence (invariant 10).
+    """
+    with Server(tmp_path, env, *uwsgi(), *UWSGI) as server:
+        answers = server.load("refused", 8)
+        assert all(answer.startswith("OutboxError") and "lazy-apps" in answer for answer in answers), answers
+        assert "lazy-apps" in server.get("flush", timeout=5)
+        server.stop()
+    assert users(per) == []
+
+
+def test_uwsgi_with_lazy_apps(per, env, make_queue, tmp_path):
+    """With lazy-apps and enable-threads, as the README says, uWSGI's workers deliver."""
+    with Server(tmp_path, env, *uwsgi(), *UWSGI, "--lazy-apps") as server:
+        server.load("lazy")
+        server.get("flush")
+        assert set(users(per)) == expected("lazy")
+        server.load("last")
+        server.stop()
+    assert_delivered_once(per, make_queue, expected("lazy", "last"))
