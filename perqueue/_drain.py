@@ -130,13 +130,17 @@ class Drain:
         """Drain until stopped, or until the token is refused."""
         self._begin(self._position)
         try:
-            while not self._stopping and not self._judge.token_refused:
+            while not self._stopping and not self._is_paused():
                 self._turn()
                 await self._rest()
                 if self._crash is not None:
                     raise self._crash
         finally:
             await self._finish()
+
+    def _is_paused(self) -> bool:
+        """Tell whether the token is refused, and everything is written down that was answered before."""
+        return self._judge.token_refused and not self._lanes and not len(self._settler)
 
     def _begin(self, position: Position) -> None:
         self._outbox.set_drainer(os.getpid())

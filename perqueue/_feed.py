@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from perqueue._pace import Pace
 
 _MOST_SUSPECTS = 64
+_SET_BACK_MS = 1000
+"""Milliseconds by which the wall clock falls behind the monotonic one when somebody has set it."""
 
 
 class Feed:
@@ -39,6 +41,7 @@ class Feed:
         self._next_due: int | None = None
         self._recheck_due = True
         self._sweep: int | None = None
+        self._drift = self._clocks_apart()
         self._newest_probed = 0
         self._from_end = True
         self.fresh = True
@@ -157,6 +160,9 @@ class Feed:
     def _claim_due(self, want: int) -> int:
         if want < 1:
             return 0
+        before, self._drift = self._drift, self._clocks_apart()
+        if self._drift < before - _SET_BACK_MS:
+            self._sweep = 0  # the wall clock was set back: the times that are stored have lost their meaning
         if self._sweep is not None:  # each once, by ID, whatever its time: what fails again has had its turn
             claimed = self._outbox.claim_waiting(self._sweep, want)
             self._sweep = claimed[-1].id if claimed else None
@@ -172,6 +178,9 @@ class Feed:
         claimed = self._outbox.claim_due(now, farthest, want, self._outstanding)
         self._recheck_due = True
         return self._take(claimed)
+
+    def _clocks_apart(self) -> int:
+        return self._clock.time_ms() - int(self._clock.monotonic() * 1000)
 
     def _take_newest(self) -> None:
         """Probe with what was recorded last: it is likeliest to have a corrected activity type."""

@@ -77,10 +77,13 @@ class Settler:
     def begin(self, position: Position, retry_after_cap: float) -> None:
         """Take over what an earlier drainer had stored: a wait that Per asked for, a pause, a streak."""
         hold = self._hold = position.hold
-        if hold is not None and self._pace.gate is None and hold.kind in (Gate.RETRY_AFTER, Gate.REFUSED):
+        if hold is not None and hold.kind in (Gate.RETRY_AFTER, Gate.REFUSED):
             longest = PROBE_INTERVAL if hold.kind == Gate.REFUSED else retry_after_cap
-            wait = min(max(0.0, (hold.until - self._clock.time_ms()) / 1000), longest)
-            self._pace.resume(Gate(hold.kind), hold.reason, wait)
+            left = min(hold.until - self._clock.time_ms(), hold.wait_ms)  # the clock may have been set back
+            wait = min(max(0, left) / 1000, longest)
+            # What another drainer was asked outweighs what this process found out in an earlier term.
+            if self._pace.gate is None or (hold.kind == Gate.RETRY_AFTER and wait > self._pace.wait()):
+                self._pace.resume(Gate(hold.kind), hold.reason, wait)
         if self._pace.gate is not None:
             self._stored = (self._pace.gate, self._pace.closed_at)
         self._streak_reason = position.refusal_reason
@@ -143,8 +146,7 @@ class Settler:
             batch = self._outcomes[: None if self.is_streak else 2 * SETTLE_BATCH]
             take_back = None
             if self.is_streak:
-                hold = Hold(kind=Gate.REFUSED, reason=self._streak_reason or "", until=self._until())
-                take_back = (self._streak, hold)
+                take_back = (self._streak, self._new_hold(Gate.REFUSED, self._streak_reason))
             leaving = {s.activity.id for s in batch if s.event is not Event.DEFER or s.not_before is not None}
             taken_back = self._outbox.settle(
                 batch,
@@ -183,8 +185,9 @@ class Settler:
         if outcomes:
             self._observer.on_settled(outcomes, rejected)
 
-    def _until(self) -> int:
-        return self._clock.time_ms() + int(self._pace.wait() * 1000)
+    def _new_hold(self, gate: Gate, reason: str | None) -> Hold:
+        wait = int(self._pace.wait() * 1000)
+        return Hold(kind=gate, reason=reason or "", until=self._clock.time_ms() + wait, wait_ms=wait)
 
     def store_hold(self, *, answered: bool) -> None:
         """Store why nothing is sent, or that it is over, whenever that has changed.
@@ -200,7 +203,7 @@ class Settler:
             return
         current = (gate, self._pace.closed_at)
         if current != self._stored:
-            hold = Hold(kind=gate, reason=self._pace.reason or "", until=self._until())
+            hold = self._new_hold(gate, self._pace.reason)
             self._hold = self._outbox.set_hold(hold) or hold
             self._stored = current
             self._observer.on_hold(self._hold)

@@ -104,7 +104,7 @@ def read_position(connection: sqlite3.Connection) -> Position:
         row = one_row(connection, POSITION_PAST_DAMAGE)
     (
         through, accepted, rejected, discarded, damaged, rejections, streak, pauses, probe_requests, last_id,
-        refusal, kind, reason, until, drainer_pid, waiting, fresh,
+        refusal, kind, reason, until, wait_ms, drainer_pid, waiting, fresh,
     ) = row  # fmt: skip
     _check(row)
     oldest = min((i for i in (fresh, waiting) if i is not None), default=None)
@@ -118,7 +118,7 @@ def read_position(connection: sqlite3.Connection) -> Position:
         rejections=rejections,
         refusal_streak=streak,
         refusal_reason=refusal,
-        hold=Hold(kind=kind, reason=reason, until=until, number=pauses) if kind else None,
+        hold=Hold(kind=kind, reason=reason, until=until, wait_ms=wait_ms, number=pauses) if kind else None,
         pauses=pauses,
         probe_requests=probe_requests,
         drainer_pid=drainer_pid,
@@ -128,13 +128,18 @@ def read_position(connection: sqlite3.Connection) -> Position:
 
 def _check(row: tuple[Any, ...]) -> None:
     """Raise if this cannot be what was stored: the counters have no checksum."""
-    numbers, refusal, (kind, reason, until, drainer_pid) = row[:10], row[10], row[11:15]
+    numbers, refusal, (kind, reason, until, wait_ms, drainer_pid) = row[:10], row[10], row[11:16]
     sound = (
         all(isinstance(number, int) and number >= 0 for number in numbers)
         and isinstance(refusal, str | None)
         and isinstance(drainer_pid, int | None)
     )
-    held = isinstance(kind, str) and isinstance(reason, str) and isinstance(until, int)
+    held = (
+        isinstance(kind, str)
+        and isinstance(reason, str)
+        and isinstance(until, int)
+        and isinstance(wait_ms, int)
+    )
     if not sound or not (kind is None or (held and abs(until) < _LAST_MOMENT)):
         raise corrupt("perqueue_drain holds what was never stored there")
     accepted, rejected, discarded, damaged = row[1:5]

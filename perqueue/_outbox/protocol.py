@@ -24,6 +24,8 @@ class Hold:
     reason: str
     until: int
     """No request before this time (milliseconds since the epoch)."""
+    wait_ms: int
+    """How long that was when it was stored: whatever the wall clock does, no wait is longer."""
     number: int = 0
     """Counts the holds of this outbox; given when it is stored."""
 

@@ -92,6 +92,7 @@ CREATE TABLE perqueue_drain (
     hold TEXT CHECK (hold IN ('backing_off', 'retry_after', 'bad_token', 'refused')),
     hold_reason TEXT,
     hold_until INTEGER,
+    hold_wait_ms INTEGER,
     holds INTEGER NOT NULL DEFAULT 0,
     probe_requests INTEGER NOT NULL DEFAULT 0,
     drainer_pid INTEGER

@@ -224,14 +224,18 @@ class SQLiteOutbox(CoalescedSession):
         with self._writing() as connection:
             if hold is not None:
                 return self._write_hold(connection, hold)
-            connection.execute("UPDATE perqueue_drain SET hold = NULL, hold_reason = NULL, hold_until = NULL")
+            connection.execute(
+                "UPDATE perqueue_drain"
+                " SET hold = NULL, hold_reason = NULL, hold_until = NULL, hold_wait_ms = NULL"
+            )
         return None
 
     @staticmethod
     def _write_hold(connection: sqlite3.Connection, hold: Hold) -> Hold:
         connection.execute(
-            "UPDATE perqueue_drain SET hold = ?, hold_reason = ?, hold_until = ?, holds = holds + 1",
-            (hold.kind, hold.reason, hold.until),
+            "UPDATE perqueue_drain SET hold = ?, hold_reason = ?, hold_until = ?, hold_wait_ms = ?,"
+            " holds = holds + 1",
+            (hold.kind, hold.reason, hold.until, hold.wait_ms),
         )
         (number,) = one_row(connection, "SELECT holds FROM perqueue_drain")
         return replace(hold, number=number)

@@ -244,7 +244,7 @@ def test_the_drain_cannot_make_an_operators_move(operator, put, event):
 def test_taking_back_refusals_leaves_accepted_activities_alone(operator, put):
     """When a streak of refusals becomes pending again, what was accepted stays accepted (invariant 2)."""
     activity = put(State.ACCEPTED)
-    hold = Hold(kind="refused", reason="no such type", until=5_000)
+    hold = Hold(kind="refused", reason="no such type", until=5_000, wait_ms=1_000)
     operator.settle([], drained_through=0, refusals=(0, None), take_back=([activity.id], hold))
     assert (operator.position().accepted, operator.position().pending) == (1, 0)
 
