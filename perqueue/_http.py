@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import select
 from collections import deque
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from perqueue import _threads
-from perqueue._parser import NotHTTP, new_parser
+from perqueue._parser import new_parser
 
 if TYPE_CHECKING:
     import ssl
@@ -25,6 +25,7 @@ KEEP_ALIVE = 30.0
 """Seconds after which an idle connection is not used again: a proxy may have forgotten it."""
 _HAPPY_EYEBALLS = 0.25
 """Seconds after which the next address of a host is tried, too (RFC 8305)."""
+_SLICE = 16 * 1024
 _abandoned: list[object] = []
 
 
@@ -82,16 +83,25 @@ class Connection(asyncio.Protocol):
             self.abort()  # nothing was asked: whatever this is, it must not be taken for the next answer
             return
         try:
-            if not self._parser.feed(data):
-                return
-        except NotHTTP as error:
+            rest = self._until_complete(data)
+        except Exception as error:  # noqa: BLE001 - whatever a parser raises: nobody else would tell
             self._fail(error)
             return
+        if rest is None:
+            return
         waiter, self._waiter = self._waiter, None
-        if not self._parser.keeps_alive():
+        if rest or not self._parser.keeps_alive():
             self.abort()
         if not waiter.done():
             waiter.set_result(cast("Answer", self._parser.answer))
+
+    def _until_complete(self, data: bytes) -> int | None:
+        """Feed the parser until the answer is complete; return how many bytes were left then."""
+        # In slices: a parser looks at its limits after each, and a server may send what is all overhead.
+        for end in range(_SLICE, len(data) + _SLICE, _SLICE) if data else (_SLICE,):
+            if self._parser.feed(data[end - _SLICE : end]):
+                return max(0, len(data) - end)
+        return None
 
     def _fail(self, error: Exception) -> None:
         waiter, self._waiter = self._waiter, None
@@ -162,13 +172,12 @@ class Connections:
 
     async def _connect(self, loop: asyncio.AbstractEventLoop) -> Connection:
         context = self._context() if self._context is not None else None
+        more: dict[str, Any] = {}
+        if isinstance(loop, asyncio.BaseEventLoop):  # uvloop's tries one address after the other
+            more["happy_eyeballs_delay"] = _HAPPY_EYEBALLS
         try:
             _, connection = await loop.create_connection(
-                lambda: Connection(new_parser()),
-                self._host,
-                self._port,
-                ssl=context,
-                happy_eyeballs_delay=_HAPPY_EYEBALLS,
+                lambda: Connection(new_parser()), self._host, self._port, ssl=context, **more
             )
         except OSError as error:
             raise ConnectError(str(error)) from error

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from perqueue._activity import Event, Outcome, Verdict
 from perqueue._pace import jittered
+from perqueue._receipt import token_complaint
 from perqueue._settler import REFUSAL_STREAK
 from perqueue._stats import Gate
 
@@ -73,7 +74,7 @@ class Judge:
                 self._complain(
                     Gate.BAD_TOKEN,
                     logging.ERROR,
-                    f"Per refused the activity token ({reason}): everything is kept, delivery is paused",
+                    token_complaint(reason),
                 )
             case Verdict.RATE_LIMITED:
                 self._throttled(activity, outcome, sent_at, reason)

@@ -61,7 +61,7 @@ class H11Parser:
 
     def __init__(self) -> None:
         self._connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_LARGEST_HEAD)
-        self._largest = 0
+        self._largest = self._head = 0
         self.answer: Answer | None = None
 
     def request(self, target: bytes, headers: RawHeaders, largest: int) -> bytes:
@@ -70,7 +70,7 @@ class H11Parser:
         if connection.our_state is h11.DONE:
             connection.start_next_cycle()
         self.answer = None
-        self._largest = largest
+        self._largest, self._head = largest, 0
         head = connection.send(h11.Request(method=b"GET", target=target, headers=list(headers)))
         return (head or b"") + (connection.send(h11.EndOfMessage()) or b"")
 
@@ -80,9 +80,13 @@ class H11Parser:
             self._connection.receive_data(data)
             complete = self._read()
         except h11.RemoteProtocolError as error:
-            raise NotHTTP(str(error) if data else _ENDED) from None
+            # What follows the colon quotes the server, which may repeat the token.
+            raise NotHTTP(str(error).partition(":")[0] if data else _ENDED) from None
         if not data and not complete:
             raise NotHTTP(_ENDED)
+        self._head += len(data) if self.answer is None else 0
+        if self._head > _LARGEST_HEAD:  # of informational answers, say
+            raise NotHTTP(_too_long(_LARGEST_HEAD))
         return complete
 
     def _read(self) -> bool:
@@ -114,7 +118,7 @@ class HttptoolsParser:
         import httptools
 
         self._new = httptools.HttpResponseParser
-        self._error = httptools.HttpParserError
+        self._errors = (httptools.HttpParserError, httptools.HttpParserUpgrade)
         self._parser: Any = None
         self._largest = 0
         self.answer: Answer | None = None
@@ -125,7 +129,7 @@ class HttptoolsParser:
         self._largest = largest
         self._parser = self._new(self)
         self._raw: list[tuple[bytes, bytes]] = []
-        self._head = 0
+        self._head = self._all = 0
         self._complete = self._trailing = self._has_length = False
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         return b"GET %b HTTP/1.1\r\n%b\r\n" % (target, lines)
@@ -136,17 +140,20 @@ class HttptoolsParser:
             if self.answer is None or self._has_length:
                 raise NotHTTP(_ENDED)
             return True  # a body that lasts until the connection ends
-        if self.answer is None:
-            self._head += len(data)
+        self._all += len(data)
+        self._head += len(data) if self.answer is None else 0
         try:
             self._parser.feed_data(data)
-        except self._error as error:
+        except self._errors as error:
             if not self._complete:
-                raise NotHTTP(str(error)) from None
+                raise NotHTTP(f"not HTTP/1.1: {type(error).__name__}") from None
             self._trailing = True
         if self.answer is None and self._head > _LARGEST_HEAD:
             raise NotHTTP(_too_long(_LARGEST_HEAD))
-        if self.answer is not None and len(self.answer.body) > self._largest:
+        # Of trailers and chunks' extensions there is no end, either.
+        if self.answer is not None and (
+            len(self.answer.body) > self._largest or self._all > _LARGEST_HEAD + 2 * self._largest
+        ):
             raise NotHTTP(_too_long(self._largest))
         return self._complete
 

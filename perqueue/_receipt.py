@@ -231,13 +231,20 @@ class Receipt:
         return FlushTimeout(f"activity {self.id} is still pending: {why}", pending=1, reason=why)
 
 
+def token_complaint(reason: str) -> str:
+    """Say that delivery is paused for want of a token that Per accepts."""
+    fault = f"there is no activity token: {reason}"
+    if not reason.removeprefix("the ").startswith("activity_token "):  # what a callable did, or did not
+        fault = f"Per refused the activity token ({reason})"
+    return f"{fault}; everything is kept, delivery is paused"
+
+
 def pause_error(hold: Hold | None, pauses: int) -> PerQueueError | None:
     """Return what to raise for a pause that a probe after the ``pauses``-th one has confirmed."""
     if hold is None or hold.number <= pauses:
         return None
     if hold.kind == Gate.BAD_TOKEN:
-        message = f"Per refused the activity token ({hold.reason}): everything is kept, delivery is paused"
-        return AuthenticationError(message, code=hold.reason)
+        return AuthenticationError(token_complaint(hold.reason), code=hold.reason)
     if hold.kind == Gate.REFUSED:
         message = f"Per refuses every activity ({hold.reason}): they are kept as pending, delivery is paused"
         return ActivityRejected(message, reason=hold.reason)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
+from base64 import b64encode
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, cast
@@ -69,15 +70,17 @@ class _Answer:
     body: bytes = field(repr=False)
 
 
-def _call(which: str, token: Callable[[], object]) -> Secret:
-    """Ask a token's callable; whatever the user's code raises or returns, its text is told to nobody."""
+def _call(which: str, token: Callable[[], object]) -> Secret | str:
+    """Ask a token's callable; return the token, or why there is none.
+
+    Whatever the user's code raises or returns, its text is told to nobody.
+    """
     try:
         return Secret(checked_token(which, token()))
     except ConfigurationError as error:
-        message = str(error)
+        return str(error)
     except BaseException as error:  # noqa: BLE001 - KeyboardInterrupt, too, would end the thread and no more
-        message = f"the {which} callable raised {type(error).__name__}"
-    raise _TokenUnavailable(message)
+        return f"the {which} callable raised {type(error).__name__}"
 
 
 class Wire:
@@ -96,22 +99,31 @@ class Wire:
             port = base.port or (443 if tls else 80)
             self._direct = Connections(base.hostname or "", port, self._context if tls else None)
         self._transports = Transports(self._new_transport)
-        self._thread: DaemonThread | None = None
+        self._start_afresh()
         auth = settings.proxy.auth if settings.proxy is not None else None
-        self._password = [] if auth is None else [auth[1]]
+        self._password = [] if auth is None else [auth[1], b64encode(":".join(auth).encode()).decode()]
 
     def forget_connections(self) -> None:
         """Abandon every connection without touching it, in a forked child for instance."""
         if self._direct is not None:
             self._direct.forget()
         self._transports.forget()
-        self._thread = None
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        self._thread: DaemonThread | None = None
+        self._one_call = asyncio.Lock()
+        self._asking: dict[str, asyncio.Task[Secret | str]] = {}  # calls that have not begun
+        self._calls: set[asyncio.Task[Secret | str]] = set()
 
     async def aclose(self) -> None:
         """Close the connections, not a transport that was given."""
         if self._direct is not None:
             await self._direct.aclose()
         await self._transports.aclose()
+        for call in list(self._calls):
+            call.cancel()
+        await asyncio.gather(*self._calls, return_exceptions=True)
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.close()
@@ -203,13 +215,18 @@ class Wire:
             error = error.__cause__
         if isinstance(error, TimeoutError):
             return f"no answer within {self._settings.request_timeout:g} s"
-        if isinstance(error, NotHTTP):
-            return f"not an answer of Per's: {error}"
         if (distrust := _distrust(error)) is not None:
             return _CERTIFICATE.format(distrust)
-        text = presentable(redacted(str(error), token, *ids))
-        # A malformed header's error quotes it in full.
+        text = str(error)
+        for password in self._password:
+            text = without_token(text, password)
+        text = presentable(redacted(text, token, *ids))
+        if isinstance(error, NotHTTP):
+            return f"not an answer of Per's: {text}"
         name = type(error).__name__
+        if name == "RemoteProtocolError":  # it quotes the server, which may repeat what it was sent
+            text = text.partition(":")[0]
+        # A malformed header's error quotes it in full.
         return name if not text or name in ("LocalProtocolError", "UnicodeEncodeError") else f"{name}: {text}"
 
     # -- the token
@@ -222,16 +239,29 @@ class Wire:
             raise ConfigurationError(message)
         if not callable(token):
             return Secret(token)
-        # In a thread: a vault that is slow must not hold up the event loop, with its deadlines and close().
-        thread = self._token_thread()
-        if thread is None:
-            return _call(which, token)
+        if (asking := self._asking.get(which)) is None:
+            asking = asyncio.get_running_loop().create_task(self._ask(which, token))
+            self._asking[which] = asking
+            self._calls.add(asking)
+            asking.add_done_callback(self._calls.discard)
         try:
             async with asyncio.timeout_at(deadline):
-                return cast("Secret", await thread.run(asyncio.get_running_loop(), _call, which, token))
+                answer = await asyncio.shield(asking)  # others may wait for it, too
         except TimeoutError:
-            message = f"the {which} callable has not returned within {self._settings.request_timeout:g} s"
-        raise _TokenUnavailable(message)
+            answer = f"the {which} callable has not returned within {self._settings.request_timeout:g} s"
+        if not isinstance(answer, Secret):
+            raise _TokenUnavailable(answer)
+        return answer
+
+    async def _ask(self, which: str, token: Callable[[], object]) -> Secret | str:
+        """Call the callable for all who ask before it begins; return the token, or why there is none."""
+        async with self._one_call:
+            del self._asking[which]  # whoever asks from here on is owed another call
+            # In a thread: a vault that is slow must not hold up the event loop, its deadlines and close().
+            thread = self._token_thread()
+            if thread is None:
+                return _call(which, token)
+            return cast("Secret | str", await thread.run(asyncio.get_running_loop(), _call, which, token))
 
     def _token_thread(self) -> DaemonThread | None:
         if self._thread is None:

@@ -45,6 +45,7 @@ NO_ANSWERS = {
     "a bad length": OK + b"Content-Length: -5\r\n\r\nhello",
     "a bad header": OK + b"A B: c\r\nContent-Length: 0\r\n\r\n",
     "only a continue": b"HTTP/1.1 100 Continue\r\n\r\n",
+    "another protocol then": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
     "a long header": OK + b"A: " + b"a" * 200_000 + b"\r\nContent-Length: 0\r\n\r\n",
 }
 
@@ -190,6 +191,64 @@ def test_a_body_is_read_up_to_a_limit(parser):
                 await ours(server.port, parser)
 
     asyncio.run(main())
+
+
+ENDLESS = {
+    "informational answers": (b"", b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1000),
+    "headers": (OK, b"A: b\r\n" * 5000),
+    "trailers": (CHUNKED + b"5\r\nhello\r\n0\r\n", b"A: b\r\n" * 5000),
+    "one trailer": (CHUNKED + b"5\r\nhello\r\n0\r\nA: ", b"a" * 30_000),
+    "an extension of a chunk": (CHUNKED + b"5;", b"a" * 30_000),
+    "zeros before a size": (CHUNKED, b"0" * 30_000),
+}
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+@pytest.mark.parametrize("name", ENDLESS)
+def test_nothing_of_an_answer_is_endless(parser, name):
+    """Whatever a server repeats for ever, it is no answer after some 64 KiB of it."""
+    head, more = ENDLESS[name]
+
+    async def main():
+        async with Server(head, *[more] * 100, close=False) as server, asyncio.timeout(10):
+            with pytest.raises(NotHTTP):
+                await ours(server.port, parser)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+@pytest.mark.parametrize(
+    "echo", [b"Authorization : Bearer token\r\n", b"GET /activities.add?userId=%C3%A9 HTTP/1.1\r\n"]
+)
+def test_no_error_quotes_what_a_server_repeats(parser, echo):
+    """A server that sends the request back, malformed, gets neither token nor ID into an error's text."""
+
+    async def main():
+        async with Server(OK + echo + b"\r\n") as one, Server(echo + b"\r\n") as other:
+            for port in (one.port, other.port):
+                with pytest.raises(NotHTTP) as caught:
+                    await ours(port, parser)
+                assert "token" not in str(caught.value)
+                assert "userId" not in str(caught.value)
+
+    asyncio.run(main())
+
+
+def test_a_loop_of_uvloops_will_do():
+    """Whoever awaits may run uvloop, as uvicorn does."""
+    uvloop = pytest.importorskip("uvloop")
+
+    async def main():
+        async with Keeping() as server:
+            connections = Connections("localhost", server.port, None)
+            for _ in range(3):
+                assert (await connections.get(b"/", HEADERS, LARGEST)).status == 200
+            await connections.aclose()
+            return server.connections
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(main()) == 1
 
 
 def test_a_connection_is_used_again():

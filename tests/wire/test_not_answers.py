@@ -314,6 +314,23 @@ def test_a_token_callable_that_blocks_holds_up_nothing(per, make_queue, until):
     assert per.accepted == 1
 
 
+def test_a_slow_token_callable_is_asked_for_many_at_once(per, make_queue):
+    """Requests that ask while a call is under way share the next: a slow vault is no queue, and no pause."""
+    calls = []
+
+    def token():
+        calls.append(time.monotonic())
+        time.sleep(0.2)
+        return per.activity_token
+
+    queue = make_queue(activity_token=token, request_timeout=1.0)
+    for number in range(60):
+        queue.record("GROUP_A", f"USER_{number}")
+    queue.flush(20)
+    assert per.accepted == per.requests == 60
+    assert len(calls) < 30
+
+
 def test_a_token_callable_that_recovers_is_asked_again(per, make_queue, until):
     """Once the vault answers, delivery goes on by itself, and nobody asked it meanwhile (invariant 7)."""
     asked, release = [], threading.Event()
