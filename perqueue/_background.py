@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from perqueue import _threads
+from perqueue import _fork, _threads
 from perqueue._loop import DeliveryLoop
 from perqueue.exceptions import PerAPIError, QueueClosed
 
@@ -34,20 +34,23 @@ class Background:
         self._start_afresh()
 
     def _start_afresh(self) -> None:
-        self._pid = os.getpid()
         self._lock = _threads.RLock()  # a signal handler may come in between
         self._loop: DeliveryLoop | None = None
+        self._end: asyncio.Future[None] | None = None
         self._thread: _threads.Thread | None = None
+        self._pid = os.getpid()  # last: other threads of a child go on when it is right
 
-    def forked(self) -> bool:
-        """Tell, once, whether this is a forked child, in which the parent's loop is not touched."""
+    def adopt(self, forget: Callable[[], object]) -> None:
+        """In a forked child, once: abandon the parent's loop, untouched, and ``forget`` what is its."""
         if self._pid == os.getpid():
-            return False
-        # Kept alive for good: a loop that is collected would end the registrations of an epoll
-        # descriptor that both processes share.
-        _abandoned.append((self._loop, self._thread))
-        self._start_afresh()
-        return True
+            return
+        with _fork.quiet:
+            if self._pid != os.getpid():
+                # Kept alive for good: a loop that is collected would end the registrations of an epoll
+                # descriptor that both processes share.
+                _abandoned.append((self._loop, self._thread))
+                forget()
+                self._start_afresh()
 
     def run(self, call: Callable[[], Coroutine[Any, Any, T]], last: Call) -> T:
         """Run a coroutine and return its result.
@@ -77,7 +80,8 @@ class Background:
         except RuntimeError as error:
             raise PerAPIError(str(error)) from None
         loop = DeliveryLoop()
-        self._thread = _threads.new_thread(_serve, (loop, last), name=self._name)
+        self._end = loop.create_future()
+        self._thread = _threads.new_thread(_serve, (loop, self._end, last), name=self._name)
         try:
             self._thread.start()
         except BaseException as error:
@@ -96,16 +100,19 @@ class Background:
         with self._lock:
             self._closed = True
             loop, self._loop = self._loop, None
-        if loop is not None and self._thread is not None:
+        if loop is not None and self._thread is not None and self._end is not None:
             with suppress(RuntimeError):  # it has ended by itself
-                loop.call_soon_threadsafe(loop.stop)
+                loop.call_soon_threadsafe(self._end.set_result, None)
             if wait > 0 and not _threads.is_current(self._thread):
                 self._thread.join(wait)
 
 
-def _serve(loop: DeliveryLoop, last: Call) -> None:
+def _serve(loop: DeliveryLoop, end: asyncio.Future[None], last: Call) -> None:
     try:
-        loop.run_forever()
+        while not end.done():
+            # A given transport's KeyboardInterrupt stops a loop; its caller is told once the loop goes on.
+            with suppress(BaseException):
+                loop.run_until_complete(end)
         loop.run_until_complete(_end(last))
     finally:
         loop.close()

@@ -176,8 +176,7 @@ class PerClient:
         return self._run(lambda: self._client.get_report(start, end))
 
     def _run(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        if self._background.forked():
-            self._client._forget_connections()  # noqa: SLF001
+        self._background.adopt(self._client._forget_connections)  # noqa: SLF001
         return self._background.run(call, self._client.aclose)
 
     def close(self) -> None:

@@ -190,7 +190,7 @@ class Drain:
     def _until_next(self, otherwise: float) -> float:
         """Return the seconds until something may be sent, if only time stands against it."""
         if self._pace.gate is not None:
-            return otherwise if self.in_flight else max(self._pace.wait(), 0.001)
+            return otherwise if self.in_flight else max(self._pace.wait(), self._pace.spacing(), 0.001)
         return self._pace.spacing() or otherwise
 
     def _peek(self) -> None:

@@ -138,6 +138,7 @@ class Connections:
         self._port = port
         self._context = context
         self._idle: deque[Connection] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def forget(self) -> None:
         """Abandon every connection without touching it, in a forked child for instance."""
@@ -150,6 +151,9 @@ class Connections:
         See :meth:`Connection.get`.
         """
         loop = asyncio.get_running_loop()
+        if self._loop is not loop:  # another asyncio.run(): what the loop before had is dead
+            self.forget()
+            self._loop = loop
         connection = None if new else self._take(loop.time())
         connection = connection or await self._connect(loop)
         answer = await connection.get(target, headers, largest)

@@ -204,8 +204,8 @@ def new_parser() -> Parser:
     global _choice  # noqa: PLW0603 - a failing import is costly: once
     if _choice is None:
         try:
+            HttptoolsParser()
             _choice = HttptoolsParser
-            return HttptoolsParser()
         except ImportError:
             _choice = H11Parser
     return _choice()

@@ -22,11 +22,14 @@ _GROWN = 1.1
 """How far a search must have come for its refusal to mean a limit."""
 _GONE = 1.25
 """How far beyond the rate at which Per refused it must take requests for that limit to be gone."""
+_IDLE = 1.0
+"""Seconds without a request after which there was nothing to send."""
 _LEAST = 0.5
 """Requests a second below which the rate does not fall."""
 _LAG = 0.005
 """Seconds of requests that may be made up for at once, since no timer is exact."""
 _LONGEST_SEARCH = 30.0
+"""Seconds after which the rate doubles no more: by then it is beyond any server's."""
 
 
 class RateCap:
@@ -36,7 +39,7 @@ class RateCap:
         self._monotonic = monotonic
         self._base: float | None = None
         self._searching = True
-        self._cut_at = monotonic()
+        self._cut_at = self._since = self._sent_at = monotonic()
         self._resumed_at: float | None = None
         self._taken = 0
         self._next_at = float("-inf")
@@ -58,8 +61,15 @@ class RateCap:
     def sending(self) -> None:
         """A request is about to be sent."""
         now = self._monotonic()
+        idle = now - max(self._sent_at, self._next_at)
+        self._sent_at = now
         if self._resumed_at is None:
             self._resumed_at = now
+            self._since = now if self._base is None else self._since
+        elif idle > _IDLE:
+            # Time in which nothing was sent says nothing of what would have been taken.
+            self._resumed_at += idle
+            self._since += idle
         rate = self.rate
         if rate is not None and self._base is not None:
             if not self._searching and rate > _GONE * self._base:
@@ -79,7 +89,7 @@ class RateCap:
             return True
         any_taken = self._taken > 0
         now = self._monotonic()
-        average = self._taken / max(now - self._cut_at, 1e-3)  # pauses that Per asked for included
+        average = self._taken / max(now - self._since, 1e-3)  # pauses that Per asked for included
         rate = self.rate
         if rate is None or self._base is None:
             self._base = average
@@ -91,6 +101,7 @@ class RateCap:
         else:
             self._base = min(rate, average)
         self._base = max(_LEAST, self._base)
-        self._cut_at, self._resumed_at = now, None
+        self._cut_at = self._since = now
+        self._resumed_at = None
         self._taken = 0
         return any_taken

@@ -24,6 +24,15 @@ class Secret(str):
         return "'[token]'"
 
 
+class Concealed(tuple[tuple[bytes, bytes], ...]):
+    """Headers that a traceback with local variables does not show."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "([headers])"
+
+
 def without_token(text: str, token: str) -> str:
     """Return a foreign text without the token that it may repeat, in a URL's or in a quotation's form too."""
     forms = {str(token), quote(token, safe=""), token.replace("\\", "\\\\")}

@@ -22,7 +22,7 @@ from perqueue._clock import SYSTEM_CLOCK
 from perqueue._http import Connections, StaleConnection
 from perqueue._loop import DaemonThread
 from perqueue._parser import NotHTTP
-from perqueue._redaction import Secret, mask_logs, redacted, without_token
+from perqueue._redaction import Concealed, Secret, mask_logs, redacted, without_token
 from perqueue._report import Report
 from perqueue._settings import ClientSettings, checked_token
 from perqueue._transports import KEEP_ALIVE, Transports, replica
@@ -188,7 +188,9 @@ class Wire:
             return self._describe(error, token, *parameters.values())
 
     async def _exchange(self, target: str, token: Secret, largest: int, *, new: bool = False) -> _Answer:
-        headers = [(b"Host", self._host), (b"Authorization", b"Bearer " + token.encode()), *_HEADERS]
+        bearer = (b"Authorization", b"Bearer " + token.encode())
+        headers = Concealed(((b"Host", self._host), bearer, *_HEADERS))
+        del bearer  # a traceback may show local variables
         if self._direct is not None:
             answer = await self._direct.get(target.encode(), headers, largest, new=new)
             _check_encoding(answer)
@@ -196,7 +198,7 @@ class Wire:
         import httpx
 
         mask_logs(token, *self._password)
-        request = httpx.Request("GET", f"{self._settings.origin}{target}", headers=headers)
+        request = httpx.Request("GET", f"{self._settings.origin}{target}", headers=list(headers))
         given = self._settings.transport
         if given is not None and not isinstance(given, httpx.AsyncHTTPTransport):
             return await _read(await given.handle_async_request(request), largest)
@@ -213,7 +215,7 @@ class Wire:
         """Say what went wrong, without anything secret."""
         if isinstance(error, StaleConnection) and error.__cause__ is not None:
             error = error.__cause__
-        if isinstance(error, TimeoutError):
+        if isinstance(error, TimeoutError) and not error.errno:  # not the operating system's
             return f"no answer within {self._settings.request_timeout:g} s"
         if (distrust := _distrust(error)) is not None:
             return _CERTIFICATE.format(distrust)

@@ -49,6 +49,8 @@ def warm_up() -> None:
     """
     for module in ("encodings.idna", "filelock", "httpx", "httpcore", "anyio._backends._asyncio"):
         importlib.import_module(module)
+    importlib.import_module("perqueue._parser").new_parser()
+    importlib.import_module("certifi").where()  # imports what reads it
 
 
 class Deliverer(Protocol):
@@ -168,11 +170,13 @@ class Worker:
     def _make_thread(self) -> None:
         _threads.check_event_loops()
         resolver = DaemonResolver() if self._looks_up_names else None
-        self._thread = _threads.new_thread(self._run, (resolver,), name="perqueue-drain")
+        self._go = _threads.SimpleQueue()  # its own: one that was given up must not take the next one's
+        self._thread = _threads.new_thread(self._run, (resolver, self._go), name="perqueue-drain")
         try:
             self._thread.start()
         except BaseException:
             self._thread = None  # should it run after all, it ends at once
+            self._go.put(None)
             if resolver is not None:
                 resolver.close()
             raise
@@ -222,8 +226,8 @@ class Worker:
 
     # -- on the thread
 
-    def _run(self, resolver: DaemonResolver | None) -> None:
-        self._go.get()
+    def _run(self, resolver: DaemonResolver | None, go: _threads.SimpleQueue[None]) -> None:
+        go.get()
         with self._start_lock:
             if not _threads.is_current(self._thread) or self._stopping:
                 if resolver is not None:

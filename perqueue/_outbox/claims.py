@@ -73,12 +73,23 @@ class ClaimedSession(CountedSession):
                 return False
         unsound = [(row[0],) for row in outcomes if not is_sound(row)]
         if unsound:
-            with self._writing() as connection:
-                connection.executemany("DELETE FROM perqueue_settlement WHERE activity_id = ?", unsound)
-                # By the counters, too, they are pending again: only the sum of these has to be right.
-                query = "UPDATE perqueue_drain SET accepted = max(0, accepted - ?)"
-                connection.execute(query, (len(unsound),))
-        return bool(unsound)
+            return self._drop(unsound)
+        return False
+
+    def _drop(self, unsound: list[tuple[int]]) -> bool:
+        """Delete outcomes; tell whether any was found: in a damaged table a scan sees what a seek misses."""
+        with self._writing() as connection:
+            query = "DELETE FROM perqueue_settlement WHERE activity_id = ?"
+            dropped = connection.executemany(query, unsound).rowcount
+            left = dropped
+            # By the counters, too, they are pending again: only the sum of these has to be right.
+            counters = ("accepted", "rejected", "discarded", "damaged")
+            counts = one_row(connection, f"SELECT {', '.join(counters)} FROM perqueue_drain")
+            for counter, count in zip(counters, counts, strict=True):
+                taken = min(left, count)
+                connection.execute(f"UPDATE perqueue_drain SET {counter} = {counter} - ?", (taken,))
+                left -= taken
+        return dropped > 0
 
     def claim_due(self, now: int, farthest: int, limit: int, outstanding: Collection[int]) -> list[Activity]:
         """Return pending activities whose own wait ended by ``now``, less the outstanding ones.

@@ -232,9 +232,10 @@ class DiskKeeper:
         try:
             yield _lock(self._guard)
         finally:
-            fcntl.flock(self._guard, fcntl.LOCK_UN)  # else a copy that a fork in C has made would keep it
-            os.close(self._guard)
-            self._guard = None
+            with self._sync_lock:  # no fork may come between these, either
+                guard, self._guard = self._guard, None
+                fcntl.flock(guard, fcntl.LOCK_UN)  # else a copy that a fork in C has made would keep it
+                os.close(guard)
 
     def is_alone(self) -> bool:
         """Tell whether the WAL is still the one that was locked against other checkpoints."""
@@ -271,7 +272,8 @@ class DiskKeeper:
         """Forget the parent's thread; the child starts its own with its first commit."""
         for descriptor in (self._wal, self._guard):
             if descriptor is not None:
-                os.close(descriptor)
+                with suppress(OSError):
+                    os.close(descriptor)
         self._wal = self._guard = None
         self._reset()
 

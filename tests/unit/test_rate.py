@@ -104,6 +104,20 @@ def test_a_limit_that_goes_is_forgotten():
     assert limiter.between(80, 90)[0] > 0.8
 
 
+def test_time_without_requests_proves_nothing():
+    """After an idle hour the limit that was found is still the limit; and one before the first refusal
+    does not count against the rate that Per took.
+    """
+    limiter = Limiter(50, 50, 0.01, 0)
+    limiter.now = 3600.0
+    limiter.run(3630)
+    known = limiter.cap.rate
+    limiter.now += 3600
+    limiter.run(limiter.now + 0.1)
+    assert limiter.cap.rate == pytest.approx(known, rel=0.2)
+    assert known > 30
+
+
 def test_without_refusals_nothing_is_spaced_out():
     """As long as Per takes everything there is no rate, and no waiting."""
     cap = RateCap(lambda: 1.0)

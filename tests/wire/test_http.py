@@ -1,6 +1,8 @@
 """One connection and its parsers: they read what a server sends as httpx's own transport reads it."""
 
 import asyncio
+import socket
+import threading
 
 import httpx
 import pytest
@@ -271,7 +273,7 @@ def test_a_connection_is_used_again():
 class Keeping(Server):
     """Answers so many requests of a connection, and ends it then, or with the next request."""
 
-    def __init__(self, answers=1_000_000, hangs_up_on_next=False):
+    def __init__(self, answers=1_000_000, hangs_up_on_next=None):
         super().__init__()
         self.answers = answers
         self.hangs_up_on_next = hangs_up_on_next
@@ -282,8 +284,9 @@ class Keeping(Server):
             for _ in range(self.answers):
                 await reader.readuntil(b"\r\n\r\n")
                 writer.write(ANSWERS["length"])
-            if self.hangs_up_on_next:
+            if self.hangs_up_on_next is not None:
                 await reader.readuntil(b"\r\n\r\n")
+                writer.write(self.hangs_up_on_next)
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
@@ -317,7 +320,7 @@ def test_an_end_without_an_answer_on_a_used_connection_is_told_apart():
     """The server may end a connection in the moment in which it is used again: that is no outage."""
 
     async def main():
-        async with Keeping(answers=1, hangs_up_on_next=True) as server:
+        async with Keeping(answers=1, hangs_up_on_next=b"") as server:
             connections = Connections("127.0.0.1", server.port, None)
             await connections.get(b"/", HEADERS, LARGEST)
             with pytest.raises(StaleConnection):
@@ -325,6 +328,76 @@ def test_an_end_without_an_answer_on_a_used_connection_is_told_apart():
             await connections.aclose()
 
     asyncio.run(main())
+
+
+def test_half_an_answer_on_a_used_connection_is_not_told_apart():
+    """Once anything has come, the server has seen the request: it is not asked again at once."""
+
+    async def main():
+        half = b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhello"
+        async with Keeping(answers=1, hangs_up_on_next=half) as server:
+            connections = Connections("127.0.0.1", server.port, None)
+            await connections.get(b"/", HEADERS, LARGEST)
+            with pytest.raises(NotHTTP):
+                await connections.get(b"/", HEADERS, LARGEST)
+            await connections.aclose()
+
+    asyncio.run(main())
+
+
+def test_what_has_come_to_the_kernel_is_seen_before_a_connection_is_used_again():
+    """Bytes that nobody asked for end a connection's use, also before the event loop has read them."""
+
+    async def main():
+        stray = ANSWERS["length"].replace(b"hello", b"stray")
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            connections = Connections(*server.getsockname(), None)
+            first = asyncio.create_task(connections.get(b"/", HEADERS, LARGEST))
+            served, _ = await asyncio.to_thread(server.accept)
+            with served:
+                await asyncio.to_thread(served.recv, 1000)
+                served.sendall(ANSWERS["length"])
+                await first
+                served.sendall(stray)  # the loop has no chance to read it before the next request
+                second = asyncio.create_task(connections.get(b"/", HEADERS, LARGEST))
+                other, _ = await asyncio.to_thread(server.accept)
+                with other:
+                    other.sendall(ANSWERS["length"])
+                    assert bytes((await second).body) == b"hello"
+            await connections.aclose()
+
+    asyncio.run(main())
+
+
+def test_a_client_may_be_used_in_one_loop_after_the_other():
+    """What an ended event loop had open is not used in the next one."""
+    received = []
+
+    def answer(server):
+        for _ in range(2):
+            served, _ = server.accept()
+            received.append(served.recv(1000))
+            served.sendall(ANSWERS["length"])
+            keep.append(served)
+
+    keep = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=answer, args=(server,), daemon=True)
+        thread.start()
+        connections = Connections(*server.getsockname(), None)
+
+        async def ask(*, last):
+            async with asyncio.timeout(10):
+                assert (await connections.get(b"/", HEADERS, LARGEST)).status == 200
+            if last:
+                await connections.aclose()
+
+        asyncio.run(ask(last=False))
+        asyncio.run(ask(last=True))
+        thread.join(10)
+    for served in keep:
+        served.close()
+    assert len(received) == 2
 
 
 def test_whoever_gives_up_leaves_no_half_used_connection():
