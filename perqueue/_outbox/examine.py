@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
 import sqlite3
 import stat
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from perqueue import _lock, _place
@@ -29,6 +31,7 @@ SALVAGE = "stop the programs that use it, then `perqueue doctor --salvage NEW_FI
 _LITTLE_ROOM = 64 * 2**20
 _LARGE_WAL = 8 * 2**20
 _OLD = 5 * 60_000
+_NO_PLACE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM)
 _WAL_RESET_BUG = ((3, 7, 0), (3, 51, 2))
 
 
@@ -90,7 +93,7 @@ def examine(path: Path, now: int) -> Iterator[Finding]:
     yield _use(path, users)
     yield from _wal(path, users)
     yield _sqlite()
-    yield from _contents(path, now)
+    yield from _contents(path, users, now)
 
 
 def _file(path: Path) -> Finding:
@@ -162,26 +165,72 @@ def _sqlite() -> Finding:
     return _ok("sqlite", text)
 
 
-def _contents(path: Path, now: int) -> Iterator[Finding]:
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    reader = sqlite3.connect(f"{path.as_uri()}?{mode}", uri=True, isolation_level=None)
+    reader.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
+    return reader
+
+
+@contextmanager
+def _reader(path: Path, users: set[int]) -> Iterator[sqlite3.Connection]:
+    """Open the file for reading: itself, or, where SQLite can make no -shm beside it, a copy."""
+    with ExitStack() as stack:
+        reader = stack.enter_context(closing(_connect(path, "mode=ro")))
+        try:
+            reader.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except sqlite3.OperationalError as error:
+            if _code(error) not in _NO_PLACE or users:
+                raise
+            mode = "mode=ro&immutable=1"  # which ignores a -wal
+            wal = path.with_name(f"{path.name}-wal")
+            if wal.exists() and wal.stat().st_size:
+                folder = Path(stack.enter_context(TemporaryDirectory(prefix="perqueue-doctor-")))
+                shutil.copyfile(wal, folder / wal.name)
+                path = Path(shutil.copyfile(path, folder / path.name))
+                mode = "mode=ro"
+            path.open("rb").close()  # says it if this user may not read it
+            reader = stack.enter_context(closing(_connect(path, mode)))
+        yield reader
+
+
+def _code(error: Exception) -> int:
+    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)) & 0xFF
+
+
+def _is_foreign(reader: sqlite3.Connection) -> bool:
+    """Tell whether this is a sound database of something else."""
+    names = [str(name) for (name,) in reader.execute("SELECT tbl_name FROM sqlite_master")]
+    return not any(name.startswith("perqueue_") for name in names)
+
+
+def _contents(path: Path, users: set[int], now: int) -> Iterator[Finding]:
     if not path.stat().st_size:  # SQLite would delete its -wal
         yield _problem("contents", "the file is empty", SALVAGE)
         return
     try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None)) as reader:
-            reader.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
+        with _reader(path, users) as reader:
             reader.execute("BEGIN")  # everything below is said of one moment
+            if _is_foreign(reader):
+                yield _problem("contents", "not an outbox: it holds something else", "is the path right?")
+                return
             yield _header(reader)
             yield _structure(reader)
             yield from _rows(reader)
+            yield from _hollow(reader)
             read_position(reader)
             yield from _books(reader)
             yield from _delivery(reader, now)
     except (sqlite3.Error, TypeError, ValueError, OverflowError) as error:
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
-        if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
-            raise PermissionError(f"{path} cannot be read by this user: {error}") from error
+        code = _code(error)
+        if code in _NO_PLACE:
+            in_use = "; it is in use, and only who may write beside it can look then" if users else ""
+            raise PermissionError(f"{error}{in_use}") from error
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             yield _note("contents", f"not looked at: {error}", "try again")
+            return
+        if code == sqlite3.SQLITE_NOTADB:
+            text = "not an outbox: it is not even a SQLite file, or its beginning is damaged"
+            yield _problem("contents", text, f"is the path right? If it is: {SALVAGE}")
             return
         what = "its schema is no text" if isinstance(error, UnicodeDecodeError) else str(error)
         yield _problem("contents", f"it cannot be read to the end: {what}", SALVAGE)
@@ -223,6 +272,21 @@ def _rows(reader: sqlite3.Connection) -> Iterator[Finding]:
         yield _ok("rows", f"{looked:,} activities are as they were recorded")
     if wrong:
         yield _problem("rows", f"{wrong:,} outcomes are not what was stored", SALVAGE)
+
+
+def _hollow(reader: sqlite3.Connection) -> Iterator[Finding]:
+    """Compare what is known of activities with the activities themselves."""
+    query = "SELECT {} WHERE activity_id NOT IN (SELECT id FROM perqueue_activity)"
+    rows = reader.execute(query.format("state, count(*) FROM perqueue_settlement") + " GROUP BY state")
+    counts = dict(rows.fetchall())
+    (waiting,) = reader.execute(query.format("count(*) FROM perqueue_retry")).fetchone()
+    lost = waiting + counts.get(State.REJECTED, 0)
+    known = counts.get(State.ACCEPTED, 0) + counts.get(State.DISCARDED, 0)
+    if lost:
+        yield _problem("rows", f"{lost:,} pending or rejected activities have no row", SALVAGE)
+    if known:
+        text = f"of {known:,} accepted or discarded activities nothing but the outcome is left"
+        yield _note("rows", text, "nothing has to be delivered")
 
 
 def _books(reader: sqlite3.Connection) -> Iterator[Finding]:

@@ -22,7 +22,9 @@ class OperatorOutbox(SQLiteOutbox):
         count = 0
         for some in self._rejected_in_batches(activity_ids):
             with self._writing(commits=len(some)) as connection:
-                moved = self._requeue(connection, some, attempts=0)
+                # Of some, a damaged file may hold nothing but the refusal: there is nothing to send.
+                whole = [i for i in some if self._read_one(connection, i) is not None]
+                moved = self._requeue(connection, whole, attempts=0)
                 if activity_type_id is not None:
                     self._retype(connection, moved, activity_type_id)
                 count += len(moved)

@@ -36,6 +36,8 @@ class Row(NamedTuple):
     """Whether it is part of a page that is in use and well-formed; otherwise it may be an older version."""
     ordered: bool
     """Whether its key fits between those of its neighbours."""
+    skipped: int = 0
+    """How many keys are passed over between its predecessor on the page and it: only deleting does that."""
 
 
 class Pages:
@@ -161,23 +163,26 @@ class Pages:
 
     def _rows_of(self, page: bytes, start: int) -> Iterator[Row]:
         cells: list[tuple[int, tuple[Value, ...]]] = []
+        slots: list[int] = []  # which of the page's cells each of them is
         whole = page[start] == _LEAF
         if whole:
             many, content = struct.unpack(">HH", page[start + 3 : start + 7])
             many = min(many, (self._size - start - 8) // 2)
             places = struct.unpack(f">{many}H", page[start + 8 : start + 8 + 2 * many])
-            for place in places:
+            for slot, place in enumerate(places):
                 cell = self._cell(page, place)
                 if cell is None:
                     whole = False
                 else:
                     cells.append(cell)
+                    slots.append(slot)
             whole = whole and min(places, default=content) == content
         keys = [key for key, _ in cells]
         for place, (key, values) in enumerate(cells):
             ordered = all(low < key for low in keys[max(0, place - 1) : place])
             ordered = ordered and all(key < high for high in keys[place + 1 : place + 2])
-            yield Row(key, values, certain=True, ordered=ordered)
+            skipped = key - keys[place - 1] - (slots[place] - slots[place - 1]) if place else 0
+            yield Row(key, values, certain=True, ordered=ordered, skipped=skipped)
         if not whole and page[start] not in _INDEX and any(page):
             known = set(cells)
             for place in range(start + 8, self._size - 8):

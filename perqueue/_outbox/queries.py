@@ -11,14 +11,16 @@ PENDING = (
 _FRESH = f"{PENDING} AND NOT EXISTS (SELECT 1 FROM perqueue_retry r WHERE r.activity_id = a.id)"
 COLUMNS = "a.id, a.billing_id, a.user_id, a.activity_type_id, a.recorded_at, a.checksum"
 CLAIM = f"SELECT {COLUMNS}, 0, NULL {_FRESH} ORDER BY a.id LIMIT ?"
+# A wait without its activity is found, too: that one is damaged, and must not be pending for ever.
+_WAITING_COLUMNS = COLUMNS.replace("a.id", "r.activity_id")
 CLAIM_DUE = (
-    f"SELECT {COLUMNS}, r.attempts, r.reason FROM perqueue_retry r"
-    " JOIN perqueue_activity a ON a.id = r.activity_id"
+    f"SELECT {_WAITING_COLUMNS}, r.attempts, r.reason FROM perqueue_retry r"
+    " LEFT JOIN perqueue_activity a ON a.id = r.activity_id"
     " WHERE r.not_before <= ? OR r.not_before > ? ORDER BY r.not_before, r.activity_id LIMIT ?"
 )
 CLAIM_WAITING = (
-    f"SELECT {COLUMNS}, r.attempts, r.reason FROM perqueue_retry r"
-    " JOIN perqueue_activity a ON a.id = r.activity_id"
+    f"SELECT {_WAITING_COLUMNS}, r.attempts, r.reason FROM perqueue_retry r"
+    " LEFT JOIN perqueue_activity a ON a.id = r.activity_id"
     " WHERE r.activity_id > ? ORDER BY r.activity_id LIMIT ?"
 )
 SETTLE = (

@@ -15,6 +15,7 @@ from perqueue._activity import State, checksum
 from perqueue._outbox.connection import connect, set_up, storage_errors, sync_directory
 from perqueue._outbox.damage import is_sound, one_row, settlement_checksum
 from perqueue._outbox.pages import Pages
+from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
     import sqlite3
@@ -40,6 +41,7 @@ _ATTEMPT = (
     " VALUES (?, ?, ?, ?, ?)"
 )
 _GAPS_NAMED = 20
+_BESIDE = ("", "-wal", "-shm", "-setup.lock")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,10 @@ class Salvaged:
     """Rows that could be read, and are not what was recorded: kept, and never sent."""
     missing: int
     """Activities of which nothing could be read."""
+    counted: bool
+    """Whether the old counters could be read; otherwise those that were pruned are among the missing."""
+    outcomes_only: int
+    """Accepted or discarded ones of which nothing but the outcome could be read."""
     renumbered: int
     """Pending ones whose number was in doubt, so that they have a new one."""
     gaps: tuple[tuple[int, int], ...]
@@ -67,7 +73,9 @@ def salvage(path: Path, new: Path, origin: str | None = None) -> Salvaged:
     """Write everything that can be read of the outbox at ``path`` into a new one.
 
     It belongs to ``origin``; without one to that of the old file, if it can be read. No process may use the
-    old one meanwhile; it is not changed. Raises :class:`perqueue.OutboxError`; then there is no new file.
+    old one meanwhile; it is not changed. The new one belongs to the old one's owner, if this process may
+    give it away. Raises :class:`perqueue.OutboxError`, also if there is nothing of an outbox at ``path``;
+    then there is no new file.
     """
     with storage_errors(new):
         os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
@@ -83,16 +91,30 @@ def salvage(path: Path, new: Path, origin: str | None = None) -> Salvaged:
             work = _Salvage(connection)
             for row in pages.rows():
                 work.take(row)
+            work.must_have_found(path)
             found = work.finish()
             connection.execute("COMMIT")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             sync_directory(new)
+        with storage_errors(new):
+            _give_to_owner(new, path)
     except BaseException:
-        for suffix in ("", "-wal", "-shm"):
+        for suffix in _BESIDE:
             with suppress(OSError):
                 new.with_name(new.name + suffix).unlink()
         raise
     return found
+
+
+def _give_to_owner(new: Path, path: Path) -> None:
+    """Make the new file theirs whose the old one is: only the superuser can, and must."""
+    if os.geteuid() != 0:
+        return
+    status = path.stat()
+    for suffix in _BESIDE:
+        with suppress(FileNotFoundError):
+            beside = new.with_name(new.name + suffix)
+            os.chown(beside, status.st_uid, status.st_gid, follow_symlinks=False)
 
 
 class _Salvage:
@@ -106,10 +128,29 @@ class _Salvage:
         self._unnumbered: list[tuple[Any, ...]] = []
         self._refusals: list[tuple[int, int]] = []
         self._unsettled: set[int] = set()
-        self._pruned = 0
+        self._leaps: list[tuple[int, tuple[Any, ...]]] = []
+        self._known: tuple[int, int] | None = None  # by the old counters: pruned, and missing since before
+        self._is_empty = True
+
+    @property
+    def _pruned(self) -> int:
+        return self._known[0] if self._known else 0
 
     def take(self, row: Row) -> None:
         """Store a row in its place, if it is one of ours and can be believed."""
+        before = self._connection.total_changes
+        self._take(row)
+        kept = self._damaged or self._doubtful or self._unnumbered or self._known
+        if kept or self._connection.total_changes != before:
+            self._is_empty = False
+
+    def must_have_found(self, path: Path) -> None:
+        """Raise if there was no row of an outbox."""
+        if self._is_empty:
+            message = f"nothing of an outbox could be found in {path}: there is no new file"
+            raise OutboxError(message)
+
+    def _take(self, row: Row) -> None:
         match row.values:
             case (None, str(), str(), str(), int(), int()):
                 self._take_activity(row)
@@ -120,10 +161,10 @@ class _Salvage:
             case (None, str(), int(), str() as origin, str()) if row.certain and row.key == 1:
                 if origin.isascii():
                     self._execute("UPDATE perqueue_outbox SET origin = ? WHERE origin IS NULL", (origin,))
-            case (None, int(), int(), int(), int(), int(), int(), int(pruned), *rest) if (
-                len(rest) == 9 and row.certain and row.key == 1
+            case (None, int(), int(), int(), int(), int(), int(missing), int(pruned), *rest) if (
+                len(rest) == 10 and row.certain and row.key == 1
             ):
-                self._pruned = pruned
+                self._known = (pruned, missing)
 
     def _take_activity(self, row: Row) -> None:
         activity: tuple[Any, ...] = (row.key, *row.values[1:])
@@ -134,12 +175,12 @@ class _Salvage:
             self._doubtful[row.key] = activity
         elif not row.ordered:
             self._unnumbered.append(activity)
-        else:
-            self._insert(activity)
+        elif self._insert(activity) and row.skipped > 0:
+            self._leaps.append((row.skipped, activity))
 
-    def _insert(self, activity: tuple[Any, ...]) -> None:
+    def _insert(self, activity: tuple[Any, ...]) -> bool:
         if self._execute(_ACTIVITY, activity).rowcount:
-            return
+            return True
         query = (
             "SELECT id, billing_id, user_id, activity_type_id, recorded_at, checksum"
             " FROM perqueue_activity WHERE id = ?"
@@ -147,6 +188,7 @@ class _Salvage:
         if one_row(self._connection, query, activity[:1]) != activity:
             self._unnumbered.append(activity)
             self._unsettled.add(activity[0])  # nobody knows whose outcome that is
+        return False
 
     def _take_failure(self, key: int, numbers: list[Any], reason: str | None) -> None:
         """Take an attempt that failed, or a wait of an activity's own: neither has a checksum."""
@@ -174,10 +216,12 @@ class _Salvage:
 
     def finish(self) -> Salvaged:
         """Put the parts together, and the books in order."""
+        self._distrust_leaps()
         self._take_doubtful()
         self._take_damaged()
         for activity_id in self._unsettled:
             self._execute("DELETE FROM perqueue_settlement WHERE activity_id = ?", (activity_id,))
+        outcomes_only = self._count_hollow()
         last = self._close_the_end()
         for number, activity in enumerate(self._unnumbered, last + 1):
             self._execute(_ACTIVITY, (number, *activity[1:]))
@@ -189,7 +233,37 @@ class _Salvage:
             self._execute(
                 "UPDATE perqueue_settlement SET rejection = ? WHERE activity_id = ?", (rejection, activity_id)
             )
-        return self._count(last)
+        return self._count(last, outcomes_only)
+
+    def _distrust_leaps(self) -> None:
+        """Take no number that leaves out more than were ever deleted: no checksum covers the number."""
+        if self._known is None:
+            return
+        for skipped, activity in self._leaps:
+            activity_id = activity[0]
+            query = "SELECT count(*) FROM perqueue_settlement WHERE activity_id BETWEEN ? AND ?"
+            (given,) = one_row(self._connection, query, (activity_id - skipped, activity_id - 1))
+            if skipped - given <= sum(self._known) or self._has("settlement", activity_id):
+                continue
+            self._execute("DELETE FROM perqueue_activity WHERE id = ?", (activity_id,))
+            self._unnumbered.append(activity)
+
+    def _count_hollow(self) -> int:
+        """Count the outcomes without an activity; a refused one, which cannot be sent again, is damaged."""
+        rows = self._execute(
+            "SELECT activity_id, state, settled_at FROM perqueue_settlement s"
+            " WHERE NOT EXISTS (SELECT 1 FROM perqueue_activity a WHERE a.id = s.activity_id)"
+        ).fetchall()
+        refused = {activity_id: at for activity_id, state, at in rows if state == State.REJECTED}
+        for activity_id, at in refused.items():
+            self._execute("DELETE FROM perqueue_settlement WHERE activity_id = ?", (activity_id,))
+            self._settle_as_damaged(activity_id, at, "the stored row cannot be read")
+        self._refusals = [each for each in self._refusals if each[1] not in refused]
+        return len(rows) - len(refused)
+
+    def _settle_as_damaged(self, activity_id: int, at: int, reason: str) -> None:
+        check = settlement_checksum(activity_id, State.DAMAGED, at, None, reason)
+        self._execute(_SETTLEMENT, (activity_id, State.DAMAGED, at, 0, 0, None, reason, check))
 
     def _has(self, table: str, activity_id: int) -> bool:
         key = "id" if table == "activity" else "activity_id"
@@ -219,9 +293,7 @@ class _Salvage:
         for activity_id, activity in self._damaged.items():
             # A number far beyond all others is part of the damage.
             if activity_id <= last + 1000 and self._execute(_ACTIVITY, _raw(activity)).rowcount:
-                at = activity[4]
-                check = settlement_checksum(activity_id, State.DAMAGED, at, None, reason)
-                self._execute(_SETTLEMENT, (activity_id, State.DAMAGED, at, 0, 0, None, reason, check))
+                self._settle_as_damaged(activity_id, activity[4], reason)
 
     def _close_the_end(self) -> int:
         """Return the highest number; a new activity must not get one that has an outcome already."""
@@ -234,14 +306,13 @@ class _Salvage:
             self._execute(_ACTIVITY, (last_settled, "", "", "", 0, -1))  # of which only the outcome is left
         return max(int(last), int(last_settled))
 
-    def _count(self, numbered: int) -> Salvaged:
+    def _count(self, numbered: int, outcomes_only: int) -> Salvaged:
         counts = dict(
             self._execute("SELECT state, count(*) FROM perqueue_settlement GROUP BY state").fetchall()
         )
         gaps = self._gaps()
         absent = sum(last - first + 1 for first, last in gaps)
-        # Pruning takes the oldest: if nobody knows how many they were, those before the first row.
-        pruned = min(absent, self._pruned or (gaps[0][1] if gaps and gaps[0][0] == 1 else 0))
+        pruned = min(absent, self._pruned)  # what nobody knows to be delivered is missing
         fresh, last = one_row(
             self._connection,
             "SELECT (SELECT min(a.id) FROM perqueue_activity a WHERE NOT EXISTS"
@@ -269,6 +340,8 @@ class _Salvage:
             discarded=discarded,
             damaged=damaged,
             missing=missing,
+            counted=self._known is not None,
+            outcomes_only=outcomes_only,
             renumbered=last - numbered,
             gaps=tuple(gaps if missing else ())[:_GAPS_NAMED],
         )

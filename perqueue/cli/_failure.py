@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import os
+import sys
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -37,6 +39,19 @@ def failure(error: PerQueueError, message: str | None = None) -> Failure:
     return (Misuse if misuse else Failure)(message or str(error))
 
 
+def silence_stdout() -> None:
+    """Drop what standard output does not take: Python would try again as it ends, and complain at length."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def why(error: OSError) -> str:
+    """Return the operating system's words for an error."""
+    return error.strerror or str(error)
+
+
 @contextmanager
 def _one_line() -> Iterator[None]:
     try:
@@ -48,6 +63,11 @@ def _one_line() -> Iterator[None]:
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "perqueue"
         raise Misuse(f"{error.format_message()} See '{path} --help'.") from error
+    except BrokenPipeError:  # as with `| head`: click ends quietly, with exit code 1
+        raise
+    except OSError as error:  # of a file, it has a name
+        silence_stdout()
+        raise Failure(f"{error.filename or 'standard output'}: {why(error)}") from error
 
 
 class Commands(click.Group):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from perqueue.cli._failure import Failure, Misuse, failure
+from perqueue.cli._failure import Failure, Misuse, failure, silence_stdout, why
 from perqueue.cli._options import examples, outbox_option
 from perqueue.exceptions import PerQueueError
 
@@ -49,7 +49,7 @@ def record(billing_id: str, user_id: str | None, outbox: str, kind: str | None, 
 
     Lines hold a billing ID, a user ID and, if it differs, an activity type. A line of column names
     (billing_id, user_id, activity_type_id) is skipped, and so are blank lines. The first bad line
-    ends it: those before it are recorded.
+    ends it: those before it are recorded. If standard output fails, it goes on recording.
     """
     batch = billing_id == "-"
     if batch and user_id is not None:
@@ -64,15 +64,27 @@ def record(billing_id: str, user_id: str | None, outbox: str, kind: str | None, 
     queue = PerQueue(outbox, activity_type_id=kind, drain=False)
     try:
         if user_id is not None:
-            click.echo(queue.record(billing_id, user_id).id)
+            _record_one(queue, billing_id, user_id)
+        elif sys.stdin is None:
+            raise Misuse("standard input is closed: there are no lines to record")
         else:
             _record_lines(queue, sys.stdin.buffer, as_csv=as_csv)
     finally:
         queue.close()
 
 
+def _record_one(queue: PerQueue, billing_id: str, user_id: str) -> None:
+    receipt = queue.record(billing_id, user_id)
+    try:
+        click.echo(receipt.id)
+    except OSError as error:
+        silence_stdout()
+        raise Failure(f"activity {receipt.id} is recorded, but standard output: {why(error)}") from error
+
+
 def _record_lines(queue: PerQueue, lines: BinaryIO, *, as_csv: bool) -> None:
     done = 0
+    unprinted: OSError | None = None
     rows = csv.reader(
         _decoded(lines),
         strict=True,
@@ -86,13 +98,27 @@ def _record_lines(queue: PerQueue, lines: BinaryIO, *, as_csv: bool) -> None:
             billing_id, user_id, kind = _parts(row)
             receipt = queue.record(billing_id, user_id, activity_type_id=kind)
             done += 1
-            click.echo(receipt.id)
+            unprinted = unprinted or _printed(receipt.id)
     except UnicodeDecodeError as error:  # the next line, which the reader has not got
         raise Misuse(_at_line(rows.line_num + 1, "it is not UTF-8", done)) from error
     except (csv.Error, Failure) as error:
         raise Misuse(_at_line(rows.line_num, str(error), done)) from error
+    except OSError as error:  # of reading: that of printing is not raised
+        raise Failure(_at_line(rows.line_num + 1, f"standard input: {why(error)}", done)) from error
     except PerQueueError as error:
         raise failure(error, _at_line(rows.line_num, str(error), done)) from error
+    if unprinted is not None:
+        raise Failure(f"all {done} activities are recorded, but standard output: {why(unprinted)}")
+
+
+def _printed(number: int) -> OSError | None:
+    """Print a number, or return why not: recording goes on, for the activities matter more."""
+    try:
+        click.echo(number)
+    except OSError as error:
+        silence_stdout()
+        return error
+    return None
 
 
 def _parts(row: list[str]) -> tuple[str, str, str | None]:

@@ -1,10 +1,15 @@
 import json
+import os
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from perqueue.sandbox import BadToken, Refuse
+from tests.faults.test_places import read_only_mount
 from tests.helpers import Child
 
 
@@ -221,3 +226,146 @@ def test_salvage_waits_for_nobody_to_use_it(filled, outbox, perqueue, env, tmp_p
         assert f"open in process {child.pid}" in perqueue("doctor").output
     assert not (tmp_path / "new.db").exists()
     assert perqueue("doctor", "--salvage", tmp_path / "new.db").exit_code == 0
+
+
+@pytest.mark.parametrize("counters", ["whole", "lost"])
+def test_what_nobody_knows_to_be_delivered_is_missing(make_queue, outbox, perqueue, tmp_path, counters):
+    """Activities of which nothing can be read are missing, and named, not taken for delivered ones."""
+    queue = make_queue(drain=False)
+    for n in range(200):
+        queue.record("GROUP_A", f"USER_{n}")
+    queue.close()
+    if counters == "lost":
+        change(outbox, "DELETE FROM perqueue_drain")
+    change(outbox, "DELETE FROM perqueue_activity WHERE id <= 120")
+    result = perqueue("doctor", "--salvage", tmp_path / "new.db")
+    told = set(result.output.splitlines())
+    assert {"pending    80", "accepted   0", "missing    120", "Nothing could be read of: 1-120"} <= told
+    assert ("counters could not be read" in result.output) == (counters == "lost")
+    result = perqueue("doctor", "--outbox", tmp_path / "new.db")
+    assert result.exit_code == 1
+    assert "120 are missing" in result.output
+
+
+@pytest.mark.usefixtures("filled")
+def test_a_refusal_without_its_activity_is_damaged(outbox, findings, perqueue, make_queue, tmp_path):
+    """A refused activity whose row is lost is named, not requeued, and counted as damaged by a salvage."""
+    change(outbox, "DELETE FROM perqueue_activity WHERE id = 2")
+    code, found = findings()
+    assert code == 1
+    assert "1 pending or rejected activities have no row" in found["rows"]["text"]
+    assert perqueue("rejected", "requeue", "--all").output == "requeued 0 activities\n"
+    new = tmp_path / "new.db"
+    saved = json.loads(perqueue("doctor", "--salvage", new, "--json").output)
+    assert (saved["rejected"], saved["damaged"], saved["missing"], saved["pending"]) == (0, 1, 0, 3)
+    make_queue(new).flush(15)
+
+
+def test_an_outcome_without_its_activity_stays(filled, outbox, perqueue, tmp_path):
+    """A delivered activity whose row is lost stays delivered, and is told."""
+    change(outbox, "DELETE FROM perqueue_activity WHERE id = 1")
+    result = perqueue("doctor", "--salvage", tmp_path / "new.db")
+    assert "accepted   1\n" in result.output
+    assert "Of 1 accepted or discarded ones only the outcome could be read." in result.output
+    assert "nothing but the outcome is left" in perqueue("doctor", "--outbox", tmp_path / "new.db").output
+
+
+def test_a_number_far_from_its_neighbours_is_not_believed(filled, outbox, perqueue, tmp_path):
+    """A number that leaves out more than was ever deleted is damaged: its activity gets another one."""
+    change(outbox, "UPDATE perqueue_activity SET id = 5005 WHERE id = 5")
+    saved = json.loads(perqueue("doctor", "--salvage", tmp_path / "new.db", "--json").output)
+    assert (saved["pending"], saved["missing"], saved["renumbered"]) == (3, 0, 1)
+
+
+@pytest.mark.root
+def test_a_salvage_by_root_is_the_owners(filled, outbox, perqueue, tmp_path):
+    """Whoever owned the damaged outbox owns the new one, and what lies beside it."""
+    os.chown(outbox, 12345, 12346)
+    perqueue("doctor", "--salvage", tmp_path / "new.db")
+    made = list(tmp_path.glob("new.db*"))
+    assert made
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {(12345, 12346)}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("log", ["with a -wal", "without"])
+def test_an_outbox_on_a_read_only_file_system(filled, outbox, perqueue, env, log):
+    """Doctor looks at an outbox where nothing can be written, and sees what is in its -wal, too."""
+    wal = outbox.with_name(f"{outbox.name}-wal")
+    if log == "with a -wal":
+        with Child(
+            "queue = PerQueue(drain=False); queue.record('G', 'U'); say('ready'); hear()", env=env
+        ) as child:
+            child.expect("ready")
+            child.kill()
+    outbox.with_name(f"{outbox.name}-shm").unlink(missing_ok=True)
+    many = 6 if wal.exists() and wal.stat().st_size else 5
+    assert many == (6 if log == "with a -wal" else 5)
+    with read_only_mount(outbox.parent):
+        result = perqueue("doctor")
+    assert f"{many} activities are as they were recorded" in result.output
+    assert result.exit_code == 0
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]], ids=str)
+def test_a_full_standard_output_is_not_the_outbox(filled, env, arguments):
+    """If what was found cannot be printed, it is standard output that is blamed, in one line."""
+    done = run_into_full(["doctor", *arguments], env)
+    assert (done.returncode, done.stderr) == (1, "Error: standard output: No space left on device\n")
+
+
+def test_a_closed_pipe_ends_it_quietly(filled, start):
+    """`perqueue doctor | head -1` says nothing about the outbox that is not so."""
+    program = start("doctor")
+    program.process.stdout.close()
+    assert program.process.wait(20) == 1
+    assert program.err.rest() == []
+
+
+def test_a_salvage_that_cannot_be_printed_is_complete(filled, perqueue, env, tmp_path):
+    """If standard output fails after a salvage, the new file is there, and stderr says so."""
+    new = tmp_path / "new.db"
+    done = run_into_full(["doctor", "--salvage", str(new)], env)
+    assert done.returncode == 1
+    assert f"{new} is complete" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "pending    3" in perqueue("status", "--outbox", new).output
+
+
+def test_what_is_no_regular_file(perqueue, tmp_path):
+    """A directory, a device or a named pipe is no outbox, and nobody is told to change its mode."""
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path, "/dev/null", "/dev/zero", tmp_path / "fifo"):
+        for more in ([], ["--salvage", tmp_path / "new.db"]):
+            result = perqueue("doctor", "--outbox", path, *more)
+            assert (result.exit_code, result.stdout) == (2, "")
+            assert "is not a regular file" in result.stderr
+
+
+@pytest.mark.parametrize("content", ["bytes", "database", "nothing"])
+def test_what_is_no_outbox(perqueue, outbox, tmp_path, content):
+    """Of a file that is no outbox it is said, and a salvage that finds nothing fails and leaves nothing."""
+    if content == "database":
+        change(outbox, "CREATE TABLE notes (note)")
+    else:
+        outbox.write_bytes(b"perhaps" * 1000 if content == "bytes" else b"")
+    result = perqueue("doctor")
+    assert result.exit_code == 1
+    assert ("file is empty" if content == "nothing" else "not an outbox") in result.output
+    before = set(tmp_path.iterdir())
+    result = perqueue("doctor", "--salvage", tmp_path / "new.db")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "nothing of an outbox" in result.stderr
+    assert set(tmp_path.iterdir()) == before
+
+
+def run_into_full(arguments, env):
+    with Path("/dev/full").open("w") as full:
+        return subprocess.run(
+            [sys.executable, "-m", "perqueue", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={**os.environ, **env},
+        )

@@ -1,6 +1,8 @@
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -128,3 +130,19 @@ def test_a_file_that_is_no_outbox_is_left_alone(perqueue, outbox):
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert "not an outbox" in result.stderr
     assert outbox.read_text() == "notes"
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["status", "--json"], ["--help"]], ids=" ".join)
+def test_a_full_standard_output_is_one_line(make_queue, env, arguments):
+    """A standard output that takes nothing is named in one line, with exit code 1 and no traceback."""
+    make_queue(drain=False).record("GROUP_A", "USER_1")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "perqueue", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={**os.environ, **env},
+        )
+    assert (done.returncode, done.stderr) == (1, "Error: standard output: No space left on device\n")

@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 
@@ -76,3 +81,53 @@ def test_a_full_disk_is_told_in_one_line(perqueue, tmp_path):
     result = perqueue("record", "-o", folder, "A", "x")
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert "directory does not exist" in result.stderr
+
+
+def test_a_full_standard_output_loses_nothing(recorded, env):
+    """If a number cannot be printed, one line says that the activity is recorded, with exit code 1."""
+    with Path("/dev/full").open("w") as full:
+        done = run(["record", "GROUP_A", "USER_1"], env, stdout=full)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "activity 1 is recorded, but standard output: No space left on device" in done.stderr
+    assert len(recorded()) == 1
+
+
+def test_it_goes_on_recording_when_nobody_reads_the_numbers(start, recorded):
+    """All lines are recorded though standard output is closed, and one line says so, with exit code 1."""
+    program = start("record", "-")
+    program.tell("GROUP_A\tUSER_1")
+    assert program.out.next(10) == "1"
+    program.process.stdout.close()
+    for number in range(2, 300):
+        program.tell(f"GROUP_A\tUSER_{number}")
+    program.process.stdin.close()
+    assert program.process.wait(20) == 1
+    (line,) = program.err.rest()
+    assert "all 299 activities are recorded, but standard output: Broken pipe" in line
+    assert len(recorded()) == 299
+
+
+def test_a_closed_standard_input_is_told(env):
+    """`record -` without any standard input says so in one line."""
+    done = run(["record", "-"], env, preexec_fn=lambda: os.close(0))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "standard input is closed" in done.stderr
+
+
+def test_a_standard_input_that_cannot_be_read_is_told(env):
+    """An error of standard input is one line that names it."""
+    with Path("/dev/null").open("w") as write_only:
+        done = run(["record", "-"], env, stdin=write_only)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "line 1: standard input: Bad file descriptor" in done.stderr
+
+
+def run(arguments, env, **more):
+    return subprocess.run(
+        [sys.executable, "-m", "perqueue", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        env={**os.environ, **env},
+        **more,
+    )

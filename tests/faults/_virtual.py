@@ -86,6 +86,14 @@ class World:
         """Return what comes of a coroutine."""
         return self.loop.run_until_complete(awaitable)
 
+    def result(self, receipt):
+        """Return what comes of a receipt."""
+
+        async def wait():
+            return await receipt
+
+        return self.run(wait())
+
     def wait(self, seconds):
         """Let virtual seconds pass."""
         self.run(asyncio.sleep(seconds))
@@ -185,7 +193,9 @@ class FakePer:
         if user not in self.unsure and self.told.intersection(self.accepted.get(user, ())):
             self.wrong.append(f"{user!r} was sent although the drain knew its acceptance")
         # What left in the same instant as the answer that asks to wait could not know.
-        if self.throttled_at < self._loop.now < self.quiet_until - 0.001:
+        if (
+            self.throttled_at < self._loop.now < self.quiet_until - 0.01
+        ):  # times are stored in whole milliseconds
             self.wrong.append(f"{user!r} was sent {self.quiet_until - self._loop.now:.3f} s too early")
 
     # What the modes do

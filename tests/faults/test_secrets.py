@@ -13,6 +13,8 @@ import httpx
 import pytest
 
 from perqueue import PerClient, PerQueueError, RetryPolicy
+from perqueue import _parser as parsers
+from perqueue._parser import H11Parser, HttptoolsParser
 from perqueue._redaction import Secret, mask_logs
 from tests.faults._raw_server import RawServer, answer_to
 from tests.helpers import Child
@@ -21,6 +23,12 @@ TOKEN = "GEHEIM-4711/activity+x=="
 REPORTING = "GEHEIM-4711/reporting+y=="
 MARK = "GEHEIM-4711"
 REPORT = b'{"ok": true, "result": {"start": null, "end": null, "activityTypes": {}}}'
+
+
+@pytest.fixture(autouse=True, params=[H11Parser, HttptoolsParser])
+def _parser(request, monkeypatch):
+    """What holds, holds with either parser."""
+    monkeypatch.setattr(parsers, "_choice", request.param)
 
 
 @contextmanager
