@@ -155,11 +155,18 @@ class Pages:
         for number in range(1, self.count + 1):
             if number not in free:
                 yield from self._rows_of(self._page(number), 100 if number == 1 else 0)
-        assert self._wal is not None or not self._doubtful  # noqa: S101 - for the type checker
-        for number, offset in self._doubtful:
-            page = self._read_at(self._wal, offset)  # type: ignore[arg-type]
+        for number, page in self._doubtful_pages(free):
             for row in self._rows_of(page, 100 if number == 1 else 0):
                 yield row._replace(certain=False)
+
+    def _doubtful_pages(self, free: set[int]) -> Iterator[tuple[int, bytes]]:
+        """Yield what a damaged list may call free, and what lies behind a damaged place of the WAL."""
+        for number in sorted(free):
+            if 1 < number <= self.count:
+                yield number, self._page(number)
+        assert self._wal is not None or not self._doubtful  # noqa: S101 - for the type checker
+        for number, offset in self._doubtful:
+            yield number, self._read_at(self._wal, offset)  # type: ignore[arg-type]
 
     def _rows_of(self, page: bytes, start: int) -> Iterator[Row]:
         cells: list[tuple[int, tuple[Value, ...]]] = []
