@@ -29,8 +29,9 @@ test: $(READY) ## all tests, with coverage; or some: make test ARGS="-k flush -x
 soak: $(READY) ## the long rounds of the fault tests, an hour or so: PERQUEUE_SOAK_SECONDS for the soak itself
 	@PERQUEUE_SOAK=1 $(BIN)/python -m pytest --no-cov -s --timeout=3600 tests/faults $(ARGS)
 
-bench: $(READY) ## what record() costs, beside a bare INSERT in the same run
+bench: $(READY) ## what record() and delivering cost, beside a bare INSERT and httpx in the same run
 	@$(BIN)/python benchmarks/record.py
+	@$(BIN)/python benchmarks/drain.py
 
 lint: $(READY) ## style: ruff's rules and its formatting
 	@$(BIN)/ruff check .
