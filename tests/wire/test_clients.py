@@ -314,6 +314,23 @@ def test_closing_waits_for_nobodys_report(per, make_queue):
                 report.result(5)
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_out_of_a_transport_ends_one_call(options, error):
+    """Whoever called is told, and the next call is answered: the loop they share goes on."""
+    tries = []
+
+    def answer(request):
+        tries.append(request)
+        if len(tries) == 1:
+            raise error
+        return httpx.Response(200, json={"ok": True, "result": {"transactionId": "t"}})
+
+    with PerClient(**options, transport=httpx.MockTransport(answer)) as client:
+        with pytest.raises(error):
+            client.add_activity("GROUP_A", "USER_1")
+        assert client.add_activity("GROUP_A", "USER_1") == "t"
+
+
 def test_a_client_that_is_dropped_stops_its_thread(per, options, until):
     """Without `close()`, the thread ends when the client is collected."""
     client = PerClient(**options)
