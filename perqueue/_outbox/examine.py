@@ -160,8 +160,8 @@ def _sqlite() -> Finding:
     text = f"SQLite {sqlite3.sqlite_version}"
     first, last = _WAL_RESET_BUG
     if first <= sqlite3.sqlite_version_info <= last:
-        text += " has the WAL-reset bug, which perqueue avoids within a process"
-        return _note("sqlite", text, "where several processes write much, use 3.51.3 or newer")
+        text += " has the WAL-reset bug, which perqueue itself avoids"
+        return _note("sqlite", text, "let no other program write to the file, or use SQLite 3.51.3")
     return _ok("sqlite", text)
 
 
