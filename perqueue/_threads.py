@@ -28,6 +28,7 @@ __all__ = [
     "Thread",
     "check_event_loops",
     "is_current",
+    "is_patched",
     "native_sleep",
     "new_event",
     "new_thread",

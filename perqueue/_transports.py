@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     import httpx
 
-KEEP_ALIVE = 30.0
-"""Seconds that a connection is kept without a request."""
 _SWEEP = 1.0
 """Seconds after which a connection that the server has ended is closed here, too."""
 

@@ -19,13 +19,13 @@ from urllib.parse import quote, urlencode, urlsplit
 from perqueue._activity import Activity, Outcome, Verdict
 from perqueue._answers import BAD_TOKEN_REASON, interpret, parse_json, presentable, reasons_of
 from perqueue._clock import SYSTEM_CLOCK
-from perqueue._http import Connections, StaleConnection
+from perqueue._http import KEEP_ALIVE, Connections, StaleConnection
 from perqueue._loop import DaemonThread
 from perqueue._parser import NotHTTP
 from perqueue._redaction import Concealed, Secret, mask_logs, redacted, without_token
 from perqueue._report import Report
 from perqueue._settings import ClientSettings, checked_token
-from perqueue._transports import KEEP_ALIVE, Transports, replica
+from perqueue._transports import Transports, replica
 from perqueue._version import __version__
 from perqueue.exceptions import AuthenticationError, ConfigurationError, PerAPIError
 
