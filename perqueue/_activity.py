@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from typing import NamedTuple
 from zlib import crc32
 
 from perqueue.exceptions import InvalidActivity
@@ -82,8 +83,7 @@ class Verdict(StrEnum):
     """The token is at fault, not the activity: it stays pending."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What came of one request."""
 
     verdict: Verdict
@@ -97,8 +97,7 @@ class Outcome:
     """HTTP status of the answer; None if there was none."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settlement:
+class Settlement(NamedTuple):
     """What the worker asks the outbox to write about one activity."""
 
     activity: Activity

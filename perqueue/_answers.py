@@ -59,6 +59,8 @@ def interpret(  # noqa: PLR0911 - one return for each row of the table
     """
     answer = parse_json(body)
     ok = answer.get("ok") if answer else None
+    if ok is True and 200 <= status < 300:
+        return _accepted(status, answer)
     said = reasons_of(answer) if answer else []
     reason = redact(said[0])[:_LONGEST_REASON] if said else None
     if status in (401, 403) or (ok is False and BAD_TOKEN_REASON in said):
@@ -70,17 +72,19 @@ def interpret(  # noqa: PLR0911 - one return for each row of the table
             return Outcome(verdict=Verdict.RATE_LIMITED, reason=in_words, retry_after=wait, status=status)
     if status in _NO_ANSWER_STATUS or not (200 <= status < 300 or 400 <= status < 500):
         return Outcome(verdict=Verdict.NO_ANSWER, reason=in_words, status=status)
-    if ok is True and status < 300:
-        transaction_id = _transaction_id(answer)
-        if transaction_id is not None:
-            return Outcome(verdict=Verdict.ACCEPTED, transaction_id=transaction_id, status=status)
-        reason = f"HTTP {status}: ok, but without a transaction ID"
-        return Outcome(verdict=Verdict.NO_ANSWER, reason=reason, status=status)
     if ok is False:
         if any(_TRANSIENT.search(_BETWEEN_WORDS.sub(" ", words)) for words in said):
             return Outcome(verdict=Verdict.NO_ANSWER, reason=reason, status=status)
         return Outcome(verdict=Verdict.REJECTED, reason=reason or "no reason given", status=status)
     return Outcome(verdict=Verdict.NO_ANSWER, reason=f"HTTP {status}, not an answer of Per's", status=status)
+
+
+def _accepted(status: int, answer: Mapping[str, Any] | None) -> Outcome:
+    transaction_id = _transaction_id(answer)
+    if transaction_id is not None:
+        return Outcome(verdict=Verdict.ACCEPTED, transaction_id=transaction_id, status=status)
+    reason = f"HTTP {status}: ok, but without a transaction ID"
+    return Outcome(verdict=Verdict.NO_ANSWER, reason=reason, status=status)
 
 
 def parse_json(body: bytes) -> dict[str, Any] | None:

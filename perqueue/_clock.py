@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -11,14 +10,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-@dataclass(frozen=True, slots=True)
 class Clock:
     """Where time comes from. Tests replace the two functions."""
 
-    wall: Callable[[], float] = time.time
-    """Seconds since the epoch; may jump."""
-    monotonic: Callable[[], float] = time.monotonic
-    """Seconds from an arbitrary start; never jumps, and every deadline counts in it."""
+    __slots__ = ("monotonic", "wall")
+
+    def __init__(
+        self, wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.wall = wall
+        """Seconds since the epoch; may jump."""
+        self.monotonic = monotonic
+        """Seconds from an arbitrary start; never jumps, and every deadline counts in it."""
 
     def time_ms(self) -> int:
         """Return the wall clock in whole milliseconds since the epoch, the unit of the outbox."""

@@ -308,7 +308,8 @@ class Drain:
             finally:
                 self.in_flight -= 1
             self._answered(activity, outcome, sent_at)
-            activity = self._next()
+            # A probe is chosen in a turn, which may look in the outbox for the one that can best tell.
+            activity = self._next() if self._pace.gate is None else None
 
     @staticmethod
     def _is_cancelled() -> bool:

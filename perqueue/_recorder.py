@@ -165,7 +165,7 @@ class PerQueue:
         if settings.drain:
             from perqueue._worker import warm_up
 
-            warm_up()
+            warm_up(settings)
         self._outbox = SQLiteOutbox(
             settings.outbox,
             settings.origin,

@@ -12,9 +12,9 @@ import logging
 import weakref
 from base64 import b64encode
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlsplit
 
 from perqueue._activity import Activity, Outcome, Verdict
 from perqueue._answers import BAD_TOKEN_REASON, interpret, parse_json, presentable, reasons_of
@@ -93,6 +93,7 @@ class Wire:
         base = urlsplit(settings.base_url)
         self._prefix = base.path
         self._host = settings.origin.partition("://")[2].encode()
+        self._headers_for: Secret | None = None
         self._direct: Connections | None = None
         if settings.transport is None and settings.proxy is None:
             tls = base.scheme == "https"
@@ -141,9 +142,7 @@ class Wire:
     def _context(self) -> ssl.SSLContext:
         """Return the one TLS context: making another takes 30 ms, for its authorities."""
         if self._tls is None:
-            import httpx
-
-            self._tls = httpx.create_ssl_context(verify=self._settings.verify, trust_env=False)
+            self._tls = _tls_context(self._settings)
         return self._tls
 
     # -- one request
@@ -169,7 +168,7 @@ class Wire:
         """
         task = asyncio.current_task()
         cancellations = task.cancelling() if task is not None else 0
-        query = urlencode(parameters, quote_via=quote, safe="")
+        query = "&".join([f"{name}={quote(value, safe='')}" for name, value in parameters.items()])
         target = f"{self._prefix}{path}" + (f"?{query}" if query else "")
         try:
             async with asyncio.timeout_at(deadline):
@@ -188,9 +187,7 @@ class Wire:
             return self._describe(error, token, *parameters.values())
 
     async def _exchange(self, target: str, token: Secret, largest: int, *, new: bool = False) -> _Answer:
-        bearer = (b"Authorization", b"Bearer " + token.encode())
-        headers = Concealed(((b"Host", self._host), bearer, *_HEADERS))
-        del bearer  # a traceback may show local variables
+        headers = self._headers_with(token)
         if self._direct is not None:
             answer = await self._direct.get(target.encode(), headers, largest, new=new)
             _check_encoding(answer)
@@ -210,6 +207,13 @@ class Wire:
                     raise StaleConnection from error
                 raise
             return await _read(response, largest)
+
+    def _headers_with(self, token: Secret) -> Concealed:
+        if token != self._headers_for:
+            bearer = (b"Authorization", b"Bearer " + token.encode())
+            self._headers = Concealed(((b"Host", self._host), bearer, *_HEADERS))
+            self._headers_for = token
+        return self._headers
 
     def _describe(self, error: BaseException, token: Secret, *ids: str) -> str:
         """Say what went wrong, without anything secret."""
@@ -323,10 +327,10 @@ class Wire:
             self._clock.wall(),
             redact=lambda reason: redacted(reason, token, activity.billing_id, activity.user_id),
         )
-        if outcome.transaction_id is None:
+        sent = outcome.transaction_id
+        if sent is None or (stored := without_token(sent, token)) == sent:
             return outcome
-        # As Per sent it, unless it repeats the token, which must not be stored.
-        return replace(outcome, transaction_id=without_token(outcome.transaction_id, token))
+        return outcome._replace(transaction_id=stored)  # Per repeats the token, which must not be stored
 
     async def report(self, period: dict[str, str]) -> Report:
         """Ask for a report; raise on anything that is not one."""
@@ -364,6 +368,21 @@ class Wire:
         with suppress(KeyError, TypeError, AttributeError, ValueError):
             return Report((content or {})["result"], self._settings.activity_type_id)
         return PerAPIError(f"no report: HTTP {status}, ok, but its result is not a report", status=status)
+
+
+def _tls_context(settings: ClientSettings) -> ssl.SSLContext:
+    """Return what httpx makes of the option ``verify``, without its import, which takes 100 ms."""
+    if not isinstance(settings.verify, bool):
+        return settings.verify
+    import ssl
+
+    import certifi
+
+    context = ssl.create_default_context(cafile=certifi.where())
+    if not settings.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def _check_encoding(headers: Headers) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from perqueue._activity import Activity, Outcome
     from perqueue._clock import Clock
     from perqueue._outbox import Outbox
-    from perqueue._settings import RetryPolicy
+    from perqueue._settings import ClientSettings, RetryPolicy
 
 log = logging.getLogger("perqueue")
 
@@ -41,16 +41,20 @@ FOLLOW_INTERVAL = 0.05
 _abandoned: list[object] = []
 
 
-def warm_up() -> None:
-    """Import what the thread will need. 150 ms, once, where something is delivered.
+def warm_up(settings: ClientSettings) -> None:
+    """Import what the thread will need, and no more: httpx alone takes as long as all the rest.
 
     On the constructing thread: a child forked while another thread imports a module hangs when it
     imports the same one.
     """
-    for module in ("encodings.idna", "filelock", "httpx", "httpcore", "anyio._backends._asyncio"):
+    modules = ["encodings.idna", "filelock", "perqueue._wire"]
+    if settings.proxy is not None or settings.transport is not None:
+        modules += ["httpx", "httpcore", "anyio._backends._asyncio"]
+    for module in modules:
         importlib.import_module(module)
     importlib.import_module("perqueue._parser").new_parser()
-    importlib.import_module("certifi").where()  # imports what reads it
+    if settings.base_url.startswith("https:"):
+        importlib.import_module("certifi").where()  # imports what reads it
 
 
 class Deliverer(Protocol):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from perqueue._outbox.connection import retry_busy
@@ -54,11 +53,10 @@ class CountedSession(PrunedSession):
         if row is None:
             self._searched_through = position.last_id
             missing = position.pending
-            return replace(position, damaged=position.damaged + missing, missing=missing)
+            return position._replace(damaged=position.damaged + missing, missing=missing)
         (oldest,) = row
         self._searched_through = oldest - 1  # another call need not look at those before it again
-        return replace(
-            position,
+        return position._replace(
             drained_through=oldest - 1,
             oldest_pending=(oldest, _recorded_at(connection, oldest)),
         )

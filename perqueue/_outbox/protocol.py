@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -15,8 +14,7 @@ Key = tuple[str, str, str]
 """Billing ID, user ID and activity type ID."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hold:
+class Hold(NamedTuple):
     """Why nothing is sent, for other processes and for the next start."""
 
     kind: str
@@ -30,8 +28,7 @@ class Hold:
     """Counts the holds of this outbox; given when it is stored."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Position:
+class Position(NamedTuple):
     """The outbox at one moment, all of it O(1)."""
 
     last_id: int
@@ -66,8 +63,7 @@ class Position:
         return max(left, 0 if self.oldest_pending is None else 1)  # counters can be damaged, too
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settled:
+class Settled(NamedTuple):
     """What became of one activity that is no longer pending."""
 
     state: State

@@ -29,6 +29,23 @@ SETTLE = (
     " SELECT ?, ?, ?, ?, 1 + (SELECT count(*) FROM perqueue_attempt WHERE activity_id = ?), ?, ?, ?, ?"
     " WHERE true ON CONFLICT DO NOTHING"
 )
+_ACCEPT = (
+    # INSERT comes first: sqlite3 counts the rows of no statement that begins otherwise.
+    "INSERT INTO perqueue_settlement"
+    " (activity_id, state, settled_at, duration_ms, attempts, transaction_id, checksum)"
+    " WITH answer (activity_id, settled_at, duration_ms, transaction_id, checksum) AS (VALUES {rows})"
+    " SELECT activity_id, 1, settled_at, duration_ms,"
+    " 1 + (SELECT count(*) FROM perqueue_attempt t WHERE t.activity_id = answer.activity_id),"
+    " transaction_id, checksum FROM answer WHERE true ON CONFLICT DO NOTHING"
+)
+ACCEPT = {
+    size: (
+        _ACCEPT.format(rows=", ".join(["(?, ?, ?, ?, ?)"] * size)),
+        f"DELETE FROM perqueue_retry WHERE activity_id IN ({', '.join('?' * size)})",
+    )
+    for size in (64, 8, 1)
+}
+"""By how many at once, largest first: what settles accepted activities, and what ends their own waits."""
 SETTLED = (
     "SELECT activity_id, state, settled_at, transaction_id, reason, checksum FROM perqueue_settlement"
     " WHERE activity_id IN ({})"

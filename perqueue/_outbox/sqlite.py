@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sqlite3
-from dataclasses import replace
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from perqueue._activity import TRANSITIONS, Activity, State, checksum
@@ -13,7 +13,16 @@ from perqueue._outbox.coalescing import CoalescedSession
 from perqueue._outbox.connection import BUSY_TIMEOUT, is_busy, outbox_error, retry_busy, storage_errors
 from perqueue._outbox.damage import corrupt, is_sound, one_row, settlement_checksum
 from perqueue._outbox.protocol import Hold, Settled
-from perqueue._outbox.queries import APPEND, DEFER, LOG_ATTEMPT, REFUSAL, REJECTED_SINCE, SETTLE, SETTLED
+from perqueue._outbox.queries import (
+    ACCEPT,
+    APPEND,
+    DEFER,
+    LOG_ATTEMPT,
+    REFUSAL,
+    REJECTED_SINCE,
+    SETTLE,
+    SETTLED,
+)
 from perqueue._outbox.session import IDENTITY_INTERVAL_MS, is_owned, release_after_all
 from perqueue.exceptions import OutboxError, OutboxFull
 
@@ -170,31 +179,19 @@ class SQLiteOutbox(CoalescedSession):
         """
         with self._writing(commits=max(1, len(settlements))) as connection:
             (rejections,) = one_row(connection, "SELECT rejections FROM perqueue_drain")
-            counts = {State.ACCEPTED: 0, State.REJECTED: 0}
+            outcomes: dict[State, list[Settlement]] = defaultdict(list)
             for s in settlements:
-                activity_id = s.activity.id
-                state = TRANSITIONS[State.PENDING, s.event]
-                if state is State.PENDING:
-                    connection.execute(
-                        LOG_ATTEMPT, (activity_id, s.answered_at - s.duration_ms, s.duration_ms, s.reason)
-                    )
-                    if s.not_before is not None:
-                        attempts = s.activity.attempts + 1
-                        connection.execute(DEFER, (activity_id, attempts, s.not_before, s.reason))
-                    continue
-                rejection = rejections + 1 if state is State.REJECTED else None
-                outcome = (s.transaction_id, s.reason)
-                check = settlement_checksum(activity_id, state, s.answered_at, *outcome)
-                times = (s.answered_at, s.duration_ms)
-                values = (activity_id, state, *times, activity_id, *outcome, rejection, check)
-                if connection.execute(SETTLE, values).rowcount:
-                    counts[state] += 1
-                    rejections = rejection or rejections
-                connection.execute("DELETE FROM perqueue_retry WHERE activity_id = ?", (activity_id,))
+                outcomes[TRANSITIONS[State.PENDING, s.event]].append(s)
+            for s in outcomes[State.PENDING]:
+                self._defer(connection, s)
+            rejected = 0
+            for s in outcomes[State.REJECTED]:
+                rejected += self._reject(connection, s, rejections + rejected + 1)
+            accepted = self._accept(connection, outcomes[State.ACCEPTED])
             connection.execute(
                 "UPDATE perqueue_drain SET accepted = accepted + ?, rejected = rejected + ?, rejections = ?,"
                 " refusal_streak = ?, refusal_reason = ?, drained_through = max(drained_through, ?)",
-                (*counts.values(), rejections, *refusals, drained_through),
+                (accepted, rejected, rejections + rejected, *refusals, drained_through),
             )
             if take_back is None:
                 return None
@@ -202,6 +199,43 @@ class SQLiteOutbox(CoalescedSession):
             self._requeue(connection, activity_ids)
             connection.execute("UPDATE perqueue_drain SET refusal_streak = 0, refusal_reason = NULL")
             return self._write_hold(connection, hold)
+
+    @staticmethod
+    def _defer(connection: sqlite3.Connection, s: Settlement) -> None:
+        values = (s.activity.id, s.answered_at - s.duration_ms, s.duration_ms, s.reason)
+        connection.execute(LOG_ATTEMPT, values)
+        if s.not_before is not None:
+            connection.execute(DEFER, (s.activity.id, s.activity.attempts + 1, s.not_before, s.reason))
+
+    @staticmethod
+    def _reject(connection: sqlite3.Connection, s: Settlement, rejection: int) -> int:
+        """Settle a refused activity, and return how many were pending: 1 or 0."""
+        activity_id, at = s.activity.id, s.answered_at
+        check = settlement_checksum(activity_id, State.REJECTED, at, None, s.reason)
+        outcome = (activity_id, State.REJECTED, at, s.duration_ms, activity_id, None, s.reason)
+        settled = connection.execute(SETTLE, (*outcome, rejection, check)).rowcount
+        connection.execute("DELETE FROM perqueue_retry WHERE activity_id = ?", (activity_id,))
+        return settled
+
+    @staticmethod
+    def _accept(connection: sqlite3.Connection, settlements: Sequence[Settlement]) -> int:
+        """Settle accepted activities, many by each statement, and return how many were pending.
+
+        One by one they would hold the write lock more than twice as long: sqlite3 lets go of the interpreter
+        in each step, and must win it back.
+        """
+        done = settled = 0
+        for size, (accept, end_wait) in ACCEPT.items():
+            while len(settlements) - done >= size:
+                values: list[object] = []
+                for s in settlements[done : done + size]:
+                    activity_id, at, transaction_id = s.activity.id, s.answered_at, s.transaction_id
+                    check = settlement_checksum(activity_id, State.ACCEPTED, at, transaction_id, None)
+                    values += (activity_id, at, s.duration_ms, transaction_id, check)
+                settled += connection.execute(accept, values).rowcount
+                connection.execute(end_wait, values[::5])
+                done += size
+        return settled
 
     @staticmethod
     def _requeue(connection: sqlite3.Connection, activity_ids: Iterable[int], attempts: int = 1) -> list[int]:
@@ -238,7 +272,7 @@ class SQLiteOutbox(CoalescedSession):
             (hold.kind, hold.reason, hold.until, hold.wait_ms),
         )
         (number,) = one_row(connection, "SELECT holds FROM perqueue_drain")
-        return replace(hold, number=number)
+        return hold._replace(number=number)
 
     def set_drainer(self, pid: int | None) -> None:
         """Store which process drains."""

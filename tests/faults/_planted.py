@@ -55,7 +55,7 @@ def reason_is_forgotten(patch):
     settle = SQLiteOutbox.settle
 
     def forget(outbox, settlements, **more):
-        some = [replace(s, reason="") if s.event is Event.REJECT else s for s in settlements]
+        some = [s._replace(reason="") if s.event is Event.REJECT else s for s in settlements]
         return settle(outbox, some, **more)
 
     patch.setattr(SQLiteOutbox, "settle", forget)
@@ -142,7 +142,7 @@ def retry_after_is_forgotten_by_a_restart(patch):
     """A wait that Per asked for ends with the process that heard of it."""
     begin = Settler.begin
     patch.setattr(
-        Settler, "begin", lambda settler, position, cap: begin(settler, replace(position, hold=None), cap)
+        Settler, "begin", lambda settler, position, cap: begin(settler, position._replace(hold=None), cap)
     )
 
 
@@ -167,7 +167,7 @@ def bad_token_costs_the_activity(patch):
 
     def give_up(drain, activity, outcome, sent_at):
         if outcome.verdict is Verdict.BAD_TOKEN:
-            outcome = replace(outcome, verdict=Verdict.REJECTED)
+            outcome = outcome._replace(verdict=Verdict.REJECTED)
         answered(drain, activity, outcome, sent_at)
 
     patch.setattr(Drain, "_answered", give_up)

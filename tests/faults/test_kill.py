@@ -16,7 +16,7 @@ UNSETTLED = 2 * 64
 
 RECORD_IN_FOUR_THREADS = """
     acks, acknowledge_first = int(sys.argv[1]), len(sys.argv) > 2
-    from perqueue._worker import warm_up
+    import filelock, perqueue._wire, perqueue._worker  # once; each run is a fork of this process
 
     def work(queue, run, thread):
         n = 0
@@ -33,7 +33,6 @@ RECORD_IN_FOUR_THREADS = """
             if n % 5 == 0:
                 time.sleep(0.02)
 
-    warm_up()  # once; each run is a fork of this process, which has no queue itself
     while run := hear():
         if pid := os.fork():
             os.waitpid(pid, 0)
