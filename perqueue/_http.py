@@ -133,8 +133,16 @@ class Connection(asyncio.Protocol):
 class Connections:
     """The connections to one server."""
 
-    def __init__(self, host: str, port: int, context: Callable[[], ssl.SSLContext] | None) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        context: Callable[[], ssl.SSLContext] | None,
+        *,
+        is_name: bool = True,
+    ) -> None:
         self._host = host
+        self._is_name = is_name
         self._port = port
         self._context = context
         self._idle: deque[Connection] = deque()
@@ -177,7 +185,9 @@ class Connections:
     async def _connect(self, loop: asyncio.AbstractEventLoop) -> Connection:
         context = self._context() if self._context is not None else None
         more: dict[str, Any] = {}
-        if isinstance(loop, asyncio.BaseEventLoop):  # uvloop's tries one address after the other
+        # uvloop's loop tries one address after the other. Nor does a single one need a race, in which
+        # asyncio loses the socket if it is cancelled in the moment of its success.
+        if self._is_name and isinstance(loop, asyncio.BaseEventLoop):
             more["happy_eyeballs_delay"] = _HAPPY_EYEBALLS
         try:
             _, connection = await loop.create_connection(

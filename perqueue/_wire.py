@@ -24,7 +24,8 @@ from perqueue._loop import DaemonThread
 from perqueue._parser import NotHTTP
 from perqueue._redaction import Concealed, Secret, mask_logs, redacted, without_token
 from perqueue._report import Report
-from perqueue._settings import ClientSettings, checked_token
+from perqueue._settings import ClientSettings, checked_token, is_address
+from perqueue._tls import distrust, tls_context
 from perqueue._transports import Transports, replica
 from perqueue._version import __version__
 from perqueue.exceptions import AuthenticationError, ConfigurationError, PerAPIError
@@ -43,11 +44,6 @@ log = logging.getLogger("perqueue")
 
 _LARGEST_ANSWER = 64 * 1024
 _LARGEST_REPORT = 64 * 1024 * 1024
-_CERTIFICATE = (
-    "the server's certificate is not trusted ({}), so nothing was sent to it. If a proxy with a certificate"
-    " authority of its own stands before Per: verify=ssl.create_default_context(cafile=...)"
-)
-
 
 _HEADERS = (
     (b"User-Agent", f"useper-perqueue/{__version__}".encode()),
@@ -98,7 +94,12 @@ class Wire:
         if settings.transport is None and settings.proxy is None:
             tls = base.scheme == "https"
             port = base.port or (443 if tls else 80)
-            self._direct = Connections(base.hostname or "", port, self._context if tls else None)
+            self._direct = Connections(
+                base.hostname or "",
+                port,
+                self._context if tls else None,
+                is_name=not is_address(settings.base_url),
+            )
         self._transports = Transports(self._new_transport)
         self._start_afresh()
         auth = settings.proxy.auth if settings.proxy is not None else None
@@ -142,7 +143,7 @@ class Wire:
     def _context(self) -> ssl.SSLContext:
         """Return the one TLS context: making another takes 30 ms, for its authorities."""
         if self._tls is None:
-            self._tls = _tls_context(self._settings)
+            self._tls = tls_context(verify=self._settings.verify)
         return self._tls
 
     # -- one request
@@ -221,8 +222,8 @@ class Wire:
             error = error.__cause__
         if isinstance(error, TimeoutError) and not error.errno:  # not the operating system's
             return f"no answer within {self._settings.request_timeout:g} s"
-        if (distrust := _distrust(error)) is not None:
-            return _CERTIFICATE.format(distrust)
+        if (complaint := distrust(error)) is not None:
+            return presentable(complaint)
         text = str(error)
         for password in self._password:
             text = without_token(text, password)
@@ -370,21 +371,6 @@ class Wire:
         return PerAPIError(f"no report: HTTP {status}, ok, but its result is not a report", status=status)
 
 
-def _tls_context(settings: ClientSettings) -> ssl.SSLContext:
-    """Return what httpx makes of the option ``verify``, without its import, which takes 100 ms."""
-    if not isinstance(settings.verify, bool):
-        return settings.verify
-    import ssl
-
-    import certifi
-
-    context = ssl.create_default_context(cafile=certifi.where())
-    if not settings.verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
 def _check_encoding(headers: Headers) -> None:
     if headers.get("content-encoding", "identity").lower() != "identity":
         message = "compressed, though that was not asked for"
@@ -405,12 +391,3 @@ async def _read(response: httpx.Response, largest: int) -> _Answer:
     finally:
         await response.aclose()
     return _Answer(response.status_code, response.headers, bytes(body))
-
-
-def _distrust(error: BaseException | None) -> str | None:
-    """Return what is wrong with the server's certificate, if that is what made a request fail."""
-    import ssl
-
-    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
-        error = error.__cause__ or error.__context__
-    return None if error is None else presentable(error.verify_message).rstrip(".")

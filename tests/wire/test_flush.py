@@ -46,7 +46,7 @@ def test_after_aflush_per_has_it_all(per, make_queue):
         async def turn():
             nonlocal turns
             while True:
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.001)
                 turns += 1
 
         busy = asyncio.create_task(turn())
@@ -54,7 +54,7 @@ def test_after_aflush_per_has_it_all(per, make_queue):
         busy.cancel()
         return turns
 
-    assert asyncio.run(main()) > 100
+    assert asyncio.run(main()) > 20
     assert per.unique("GROUP_A") == 50
 
 
