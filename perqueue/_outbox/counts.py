@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from perqueue import _threads
 from perqueue._outbox.connection import retry_busy
 from perqueue._outbox.damage import corrupt, is_corrupt, one_row
 from perqueue._outbox.protocol import Hold, Position
 from perqueue._outbox.pruning import PrunedSession
-from perqueue._outbox.queries import FRESH, OLDEST_FRESH, POSITION, POSITION_PAST_DAMAGE, RECORDED_AT
+from perqueue._outbox.queries import (
+    FRESH,
+    OLDEST_FRESH,
+    POSITION,
+    POSITION_PAST_DAMAGE,
+    RECORDED_AT,
+    WAITING_THROUGH,
+)
+from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_SLICE = 500
+"""Activities that are counted at a time: half a millisecond."""
+_GAP = 1e-4
+"""Seconds between two slices: a lock that is taken again at once is never seen free by who waits for it."""
 _LAST_MOMENT = 253_402_300_799_000
 """The end of the year 9999, which datetime can still show."""
 
@@ -63,20 +77,28 @@ class CountedSession(PrunedSession):
 
     def count_pending(self, through: int, limit: int) -> int:
         """Count the pending activities up to an ID, up to a limit."""
-        query = (
-            f"SELECT (SELECT count(*) FROM ({FRESH} LIMIT ?))"  # noqa: S608 - of constants
-            " + (SELECT count(*) FROM perqueue_retry WHERE activity_id <= ?)"
-        )
-        with self._reading() as connection:
-            position = retry_busy(lambda: self._position(connection))
-            values = (position.drained_through, through, limit, through)
-            try:
-                (count,) = retry_busy(lambda: one_row(connection, query, values))
-            except sqlite3.DatabaseError as error:
-                if not is_corrupt(error):
-                    raise
-                count = min(position.pending, limit)  # of what was recorded later, some may be in it
-        return int(count)
+        position = self.position()
+        try:
+            fresh = self._count(FRESH, position.drained_through, through, limit)
+            return fresh + self._count(WAITING_THROUGH, 0, through, limit)
+        except OutboxError as error:
+            if not is_corrupt(error.__cause__):
+                raise
+            return min(position.pending, limit)  # of what was recorded later, some may be in it
+
+    def _count(self, query: str, after: int, through: int, limit: int) -> int:
+        """Count some at a time, so that no ``record()`` waits for all of it."""
+        count = 0
+        while count < limit:
+            slice_size = min(_SLICE, limit - count)
+            values = (after, through, slice_size)
+            with self._reading() as connection:
+                some, after = retry_busy(functools.partial(one_row, connection, query, values))
+            count += some
+            if some < slice_size:
+                break
+            _threads.native_sleep(_GAP)
+        return count
 
 
 @contextmanager

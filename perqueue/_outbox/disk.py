@@ -23,7 +23,8 @@ log = logging.getLogger("perqueue")
 
 GATHER = 0.025
 """Seconds in which commits gather before one sync serves them all; the promise is 50 ms."""
-CHECKPOINT_COMMITS = 500
+CHECKPOINT_COMMITS = 3000
+"""So many to a checkpoint, which disturbs whoever records; the WAL that they make is below its limit."""
 WAL_LIMIT = 4 * 1024 * 1024
 """Bytes of WAL beyond which it is truncated under the record lock. PASSIVE checkpoints never shrink it."""
 _RETRY = 1.0

@@ -11,6 +11,8 @@ from contextlib import suppress
 from itertools import pairwise
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
+from perqueue._outbox.connection import PAGE_SIZE
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 
 Value = None | int | float | str | bytes
 
-_OUR_PAGE_SIZE = 1024
 _LEAF = 0x0D
 _INDEX = (0x02, 0x0A)
 _WAL_HEADER = 32
@@ -79,7 +80,7 @@ class Pages:
             candidates.append(self._wal.read(4))
         sizes = [int.from_bytes(candidate) for candidate in candidates]
         possible = {size for size in sizes if 512 <= size <= 32768 and size & (size - 1) == 0}
-        return possible.pop() if len(possible) == 1 else _OUR_PAGE_SIZE
+        return possible.pop() if len(possible) == 1 else PAGE_SIZE
 
     # -- the write-ahead log
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import Any
 
 from perqueue._activity import State
+from perqueue._outbox.connection import retry_busy
 from perqueue._outbox.damage import is_corrupt, is_sound, one_row
 from perqueue._outbox.session import Session
 from perqueue.exceptions import OutboxError
-
-if TYPE_CHECKING:
-    import sqlite3
 
 _RECENT_SKIPPED = 2000
 """Settled activities in a row, too young to be pruned, after which a sweep goes elsewhere, then ends."""
@@ -22,10 +21,8 @@ _SETTLED = (
     "SELECT activity_id, state, settled_at, transaction_id, reason, checksum FROM perqueue_settlement"
     " WHERE activity_id > ? ORDER BY activity_id LIMIT ?"
 )
-_DELETE = tuple(
-    f"DELETE FROM perqueue_{table} WHERE {key} = ?"
-    for table, key in (("attempt", "activity_id"), ("settlement", "activity_id"), ("activity", "id"))
-)
+# Ranges: row by row takes several times as long, and record() waits meanwhile.
+_DELETE = "DELETE FROM perqueue_{} WHERE {} BETWEEN ? AND ?"
 
 
 class PrunedSession(Session):
@@ -43,12 +40,11 @@ class PrunedSession(Session):
         pending ones stay, and so does the highest ID, that none is ever given twice.
         """
         try:
-            with self._writing() as connection:
-                rows, old, recent = self._choose(connection, before, keep, limit)
-                for statement in _DELETE if old else ():
-                    connection.executemany(statement, old)
-                if old:
-                    connection.execute("UPDATE perqueue_drain SET pruned = pruned + ?", (len(old),))
+            rows, kept, highest = self._look(limit)
+            # Nobody waits for this: what is accepted or discarded never changes again.
+            old, recent = _choose(rows, before, kept - keep, highest)
+            if old:
+                self._delete(old)
         except OutboxError as error:
             if not is_corrupt(error.__cause__):
                 raise
@@ -57,25 +53,20 @@ class PrunedSession(Session):
         self._recent = 0 if old else self._recent + len(rows) * recent
         return self._go_on(rows[-1][0] if len(rows) == limit else None)
 
-    def _choose(
-        self, connection: sqlite3.Connection, before: int, keep: int, limit: int
-    ) -> tuple[list[Any], list[tuple[int]], bool]:
-        """Return the rows that were looked at, the IDs of those to delete, and if some are too young."""
-        kept, highest = one_row(connection, _KEPT)
-        rows = connection.execute(_SETTLED, (self._pruned_through, limit)).fetchall()
-        old: list[tuple[int]] = []
-        recent = False
-        for row in rows:
-            activity_id, state, settled_at = row[:3]
-            if state not in (State.ACCEPTED, State.DISCARDED) or activity_id == highest:
-                continue
-            if not is_sound(row):
-                continue  # it may be a refusal
-            if settled_at < before or len(old) < kept - keep:
-                old.append((activity_id,))
-            else:
-                recent = True
-        return rows, old, recent
+    def _look(self, limit: int) -> tuple[list[Any], int, int]:
+        """Return the next settled rows, how many there are in all, and the highest ID."""
+        with self._reading() as connection:
+            kept, highest = retry_busy(lambda: one_row(connection, _KEPT))
+            values = (self._pruned_through, limit)
+            return retry_busy(lambda: connection.execute(_SETTLED, values).fetchall()), kept, highest
+
+    def _delete(self, old: list[int]) -> None:
+        with self._writing(commits=len(old)) as connection:
+            runs = _runs(old)
+            connection.executemany(_DELETE.format("attempt", "activity_id"), runs)
+            connection.executemany(_DELETE.format("activity", "id"), runs)
+            pruned = connection.executemany(_DELETE.format("settlement", "activity_id"), runs).rowcount
+            connection.execute("UPDATE perqueue_drain SET pruned = pruned + ?", (pruned,))
 
     def _go_on(self, looked_through: int | None) -> bool:
         """Decide where to look next; ``looked_through`` is None at the end of the table.
@@ -98,3 +89,27 @@ class PrunedSession(Session):
         self._exploring = False
         self._pruned_through = 0
         return False
+
+
+def _choose(rows: list[Any], before: int, surplus: int, highest: int) -> tuple[list[int], bool]:
+    """Return the IDs of the rows to delete, and whether some are too young."""
+    old: list[int] = []
+    recent = False
+    for row in rows:
+        activity_id, state, settled_at = row[:3]
+        if state not in (State.ACCEPTED, State.DISCARDED) or activity_id == highest:
+            continue
+        if not is_sound(row):
+            continue  # it may be a refusal
+        if settled_at < before or len(old) < surplus:
+            old.append(activity_id)
+        else:
+            recent = True
+    return old, recent
+
+
+def _runs(numbers: list[int]) -> list[tuple[int, int]]:
+    """Return first and last of each run of consecutive numbers: between them may be pending ones."""
+    ends = [n for n, (low, high) in enumerate(pairwise(numbers)) if high != low + 1]
+    firsts = [numbers[0], *(numbers[n + 1] for n in ends)]
+    return list(zip(firsts, [*(numbers[n] for n in ends), numbers[-1]], strict=True))

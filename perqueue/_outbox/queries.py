@@ -13,10 +13,10 @@ COLUMNS = "a.id, a.billing_id, a.user_id, a.activity_type_id, a.recorded_at, a.c
 CLAIM = f"SELECT {COLUMNS}, 0, NULL {_FRESH} ORDER BY a.id LIMIT ?"
 # A wait without its activity is found, too: that one is damaged, and must not be pending for ever.
 _WAITING_COLUMNS = COLUMNS.replace("a.id", "r.activity_id")
-CLAIM_DUE = (
+_CLAIM_DUE = (
     f"SELECT {_WAITING_COLUMNS}, r.attempts, r.reason FROM perqueue_retry r"
     " LEFT JOIN perqueue_activity a ON a.id = r.activity_id"
-    " WHERE r.not_before <= ? OR r.not_before > ? ORDER BY r.not_before, r.activity_id LIMIT ?"
+    " WHERE r.not_before {} ? ORDER BY r.not_before, r.activity_id LIMIT ?"
 )
 CLAIM_WAITING = (
     f"SELECT {_WAITING_COLUMNS}, r.attempts, r.reason FROM perqueue_retry r"
@@ -84,7 +84,11 @@ POSITION = _POSITION.format(
     " ORDER BY a.id LIMIT 1"
 )
 RECORDED_AT = "SELECT recorded_at FROM perqueue_activity WHERE id = ?"
-FRESH = f"SELECT 1 {PENDING} AND a.id <= ? AND a.id NOT IN (SELECT activity_id FROM perqueue_retry)"
+FRESH = f"SELECT count(*), max(id) FROM (SELECT a.id {_FRESH} AND a.id <= ? ORDER BY a.id LIMIT ?)"
+WAITING_THROUGH = (
+    "SELECT count(*), max(activity_id) FROM (SELECT activity_id FROM perqueue_retry"
+    " WHERE activity_id > ? AND activity_id <= ? ORDER BY activity_id LIMIT ?)"
+)
 
 # Past a part of perqueue_activity that cannot be read: IDs are given without gaps, and what is pruned
 # lies far below, so the other tables say which of them are pending.
@@ -103,8 +107,10 @@ WAITING = (
     "SELECT activity_id, attempts, reason FROM perqueue_retry WHERE activity_id > ?"
     " ORDER BY activity_id LIMIT ?"
 )
-WAITING_DUE = (
-    "SELECT activity_id, attempts, reason FROM perqueue_retry WHERE not_before <= ? OR not_before > ?"
+_WAITING_DUE = (
+    "SELECT activity_id, attempts, reason FROM perqueue_retry WHERE not_before {} ?"
     " ORDER BY not_before, activity_id LIMIT ?"
 )
+# Two searches: one with OR would look at all that still wait to find the few whose time has come.
+CLAIM_DUE = tuple((_CLAIM_DUE.format(sign), _WAITING_DUE.format(sign)) for sign in ("<=", ">"))
 ONE = f"SELECT {COLUMNS} FROM perqueue_activity a WHERE a.id = ?"
