@@ -10,14 +10,15 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
+BENCH := .venv/.bench
 
 # A chosen few tests say nothing about the coverage of the whole.
 COVERAGE := $(if $(strip $(ARGS)),--no-cov,--cov --cov-report=term)
 
-.PHONY: help demo test soak bench lint format types contract wheel check clean
+.PHONY: help demo test soak bench bench-smoke lint format types contract wheel check clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
 demo: $(READY) ## an outage, a kill -9 and a recovery, against a local Per
 	@$(BIN)/perqueue demo
@@ -29,9 +30,12 @@ test: $(READY) ## all tests, with coverage; or some: make test ARGS="-k flush -x
 soak: $(READY) ## the long rounds of the fault tests, an hour or so: PERQUEUE_SOAK_SECONDS for the soak itself
 	@PERQUEUE_SOAK=1 $(BIN)/python -m pytest --no-cov -s --timeout=3600 tests/faults $(ARGS)
 
-bench: $(READY) ## what record() and delivering cost, beside a bare INSERT and httpx in the same run
-	@$(BIN)/python benchmarks/record.py
-	@$(BIN)/python benchmarks/drain.py
+bench: $(BENCH) ## what everything costs beside other libraries, into docs/; or some: make bench ARGS="--only drain"
+	@$(BIN)/python benchmarks/run.py $(ARGS)
+
+# Without the packages that `bench` compares with: their releases must neither break a change here nor slow CI.
+bench-smoke: $(READY) ## a few calls of each benchmark: do they still run?
+	@$(BIN)/python benchmarks/run.py --smoke
 
 lint: $(READY) ## style: ruff's rules and its formatting
 	@$(BIN)/ruff check .
@@ -50,7 +54,7 @@ contract: $(READY) ## the layering rule: nothing imports upwards
 wheel: $(READY) ## build sdist and wheel into dist/, and try the wheel by itself
 	@.ci/check-wheel $(BIN)/python
 
-check: lint types contract wheel test ## all of the above, as CI does
+check: lint types contract wheel bench-smoke test ## all of the above, as CI does
 
 clean: ## remove everything that was made here
 	@rm -rf .venv dist build .coverage .coverage.* htmlcov .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
@@ -62,4 +66,9 @@ $(READY): pyproject.toml perqueue/_version.py .ci/make-venv
 	@.ci/make-venv "$(PYTHON)" .venv
 	@$(BIN)/python -m pip install -qq --upgrade 'pip>=25.1'
 	@$(BIN)/python -m pip install -qq --group dev --editable '.[fast,sandbox]'
+	@touch $@
+
+$(BENCH): $(READY)
+	@echo 'Adding what the benchmarks compare with to .venv ...'
+	@$(BIN)/python -m pip install -qq --group bench
 	@touch $@
