@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from perqueue._activity import TRANSITIONS, Event, State, checksum
-from perqueue._outbox.damage import is_sound, settlement_checksum
+from perqueue._outbox.damage import is_sound, one_row, settlement_checksum
 from perqueue._outbox.queries import ONE, REFUSAL
 from perqueue._outbox.sqlite import SQLiteOutbox
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterable, Iterator, Sequence
+
+
+_BATCH = 50
+"""Activities to a transaction: more would hold up ``record()``."""
 
 
 class OperatorOutbox(SQLiteOutbox):
@@ -72,13 +76,28 @@ class OperatorOutbox(SQLiteOutbox):
     def _rejected_in_batches(self, activity_ids: Sequence[int] | None) -> Iterator[list[int]]:
         """Yield IDs of rejected activities in batches that do not hold up ``record()`` for long."""
         if activity_ids is None:
+            yield from self._all_rejected()
+            return
+        for start in range(0, len(activity_ids), _BATCH):
+            yield self._still_rejected(activity_ids[start : start + _BATCH])
+
+    def _all_rejected(self) -> Iterator[list[int]]:
+        # Up to the latest refusal there is now: what is requeued may be refused again meanwhile.
+        with self._reading() as connection:
+            (last,) = one_row(connection, "SELECT coalesce(max(rejection), 0) FROM perqueue_settlement")
+        after = 0
+        query = (
+            "SELECT activity_id, rejection FROM perqueue_settlement"
+            " WHERE rejection > ? AND rejection <= ? ORDER BY rejection LIMIT ?"
+        )
+        while True:
             with self._reading() as connection:
-                rows = connection.execute(
-                    "SELECT activity_id FROM perqueue_settlement"
-                    " WHERE rejection IS NOT NULL ORDER BY rejection"
-                ).fetchall()
-            activity_ids = [activity_id for (activity_id,) in rows]
+                rows = connection.execute(query, (after, last, _BATCH)).fetchall()
+            if not rows or rows[-1][1] <= after:  # in a damaged file they may go backwards
+                return
+            after = rows[-1][1]
+            yield self._still_rejected([activity_id for activity_id, _ in rows])
+
+    def _still_rejected(self, activity_ids: Sequence[int]) -> list[int]:
         known = self.settled(activity_ids)
-        wanted = [i for i in activity_ids if i in known and known[i].state is State.REJECTED]
-        for start in range(0, len(wanted), 50):
-            yield wanted[start : start + 50]
+        return [i for i in activity_ids if i in known and known[i].state is State.REJECTED]
