@@ -187,7 +187,7 @@ def growth(results: Results) -> Any:
     labels = [fill(name.partition(", ")[0], 12) for name in operations]
     axes.set_xticks(range(len(operations)), labels)
     axes.grid(axis="x", visible=False)
-    axes.set_ylabel("times the cost on an empty outbox")
+    axes.set_ylabel("times an empty outbox")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 

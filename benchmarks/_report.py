@@ -122,11 +122,15 @@ def terminal(results: Results) -> Iterator[str]:
 def markdown(results: Results, which: str) -> str:
     """Return what stands in the documentation in a block of this name.
 
-    That is "machine", or "BENCHMARK: GROUP", or "BENCHMARK: GROUP | GROUP ..." for one table of several, or
-    either with "; METRIC, METRIC ..." for some columns only.
+    That is "machine", or "goals", or "BENCHMARK: GROUP", or "BENCHMARK: GROUP | GROUP ..." for one table of
+    several, or either of these two with "; METRIC, METRIC ..." for some columns only.
     """
     if which == "machine":
         return "\n".join(dict.fromkeys(f"{found['machine']}.\n" for found in results.values()))
+    if which == "goals":
+        import _goals
+
+        return _pipes(_goals.lines({benchmark: found["rows"] for benchmark, found in results.items()}))
     benchmark, _, rest = which.partition(": ")
     names, _, metrics = rest.partition("; ")
     chosen = names.split(" | ")
@@ -135,9 +139,15 @@ def markdown(results: Results, which: str) -> str:
     if len(chosen) > 1:
         rows = [replace(row, case=f"{row.group}: {row.case}") for row in rows]
     head, *lines = cells(rows)
-    rule = ["---", *["---:"] * (len(head) - 1)]
     bold = len(chosen) == 1
-    lines = [[f"**{case}**" if bold and _is_ours(case) else case, *more] for case, *more in lines]
+    return _pipes(
+        [head, *([f"**{case}**" if bold and _is_ours(case) else case, *more] for case, *more in lines)]
+    )
+
+
+def _pipes(lines: list[list[str]]) -> str:
+    head, *lines = lines
+    rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines)) + "\n"
 
 
