@@ -45,6 +45,21 @@ def until(condition: Callable[[], Any], what: str, timeout: float = 10.0) -> Any
     return value
 
 
+def quickest(attempt: Callable[[], object], most: float, tries: int = 3) -> float:
+    """Return in how many seconds the quickest of some attempts ended; one in less than ``most`` is the last.
+
+    A busy machine is late once in a while. Whoever does not keep a time is late at each attempt.
+    """
+    best = float("inf")
+    for _ in range(tries):
+        began = time.monotonic()
+        attempt()
+        best = min(best, time.monotonic() - began)
+        if best < most:
+            break
+    return best
+
+
 def environment(outbox: Path, per: Sandbox | None, **more: str) -> dict[str, str]:
     """Return the environment variables with which ``PerQueue()`` delivers that outbox to that sandbox."""
     options = {"PERQUEUE_OUTBOX": str(outbox), "PER_ACTIVITY_TYPE_ID": "TYPE"}

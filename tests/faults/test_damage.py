@@ -18,7 +18,7 @@ from perqueue._outbox import OperatorOutbox, claims
 from perqueue.cli import main
 from tests.faults._rounds import rounds
 
-ROUNDS = rounds(5, 34)
+ROUNDS = rounds(10, 34)
 """For each of six kinds of damage: 200 and more in a long round."""
 PAGE = 1024
 NOW = 1_700_000_000_000
@@ -137,21 +137,21 @@ def cut(file, rng):
         opened.truncate(rng.randrange(1, file.stat().st_size))
 
 
-def flush(queue, patience):
-    """Flush; do not wait for what the file's damage makes impossible."""
+def flush(queue, patience, enough=lambda: False):
+    """Flush; do not wait for what the file's damage makes impossible, nor longer than for enough."""
     deadline = time.monotonic() + patience
     while True:
         try:
-            return queue.flush(1)
+            return queue.flush(0.5)
         except FlushTimeout as error:
-            if "perqueue doctor" in str(error) or time.monotonic() >= deadline:
+            if "perqueue doctor" in str(error) or enough() or time.monotonic() >= deadline:
                 raise
 
 
 class Delivery:
     """One program that delivers what is in an outbox, and what came of it."""
 
-    def __init__(self, per, options, path, patience=PATIENCE):
+    def __init__(self, per, options, path, patience=PATIENCE, enough=float("inf")):
         before = len(per.activities)
         began = time.monotonic()
         self.error = None
@@ -159,7 +159,7 @@ class Delivery:
         try:
             queue = PerQueue(path, **options)
             try:
-                flush(queue, patience)
+                flush(queue, patience, lambda: len(per.activities) - before >= enough)
             finally:
                 try:
                     self.damaged = queue.stats().damaged
@@ -330,7 +330,7 @@ def test_a_wrong_watermark_hides_nothing(per, options, original, tmp_path):
     """What is pending below a watermark that was damaged is delivered all the same."""
     path = original.copy(tmp_path / "0.db", "db")
     change(path, "UPDATE perqueue_drain SET drained_through = 250")
-    live = Delivery(per, options, path, patience=3)  # until the next start, some may have to wait
+    live = Delivery(per, options, path, patience=1)  # until the next start, some may have to wait
     later = Delivery(per, options, path)
     missed = live.undelivered(original, original.pending) & later.undelivered(original, original.pending)
     assert missed == set()
@@ -356,7 +356,8 @@ def test_an_outcome_of_another_does_not_hide_a_pending_one(per, options, origina
     rescued = tmp_path / "1.db"
     doctor(path, "--salvage", rescued)
     for each in (path, rescued):
-        assert Delivery(per, options, each, patience=5).undelivered(original, original.pending) == set()
+        delivery = Delivery(per, options, each, enough=len(original.pending))
+        assert delivery.undelivered(original, original.pending) == set()
 
 
 def test_a_damaged_outcome_is_not_told(original, tmp_path):

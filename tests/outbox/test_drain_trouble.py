@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from perqueue import DrainState
+from perqueue import DrainState, OutboxError
 from perqueue.sandbox import Hang, Latency
 from tests.helpers import Child, repeats, until
 from tests.outbox.test_trouble import LOCKER
@@ -22,7 +22,7 @@ def test_lock_during_the_drain(per, make_queue, outbox, caplog):
     with Child(LOCKER, outbox, isolated=True) as locker:
         locker.expect("locked")
         before = per.requests
-        stats = until(lambda: _troubled(queue), "the drain notices")
+        stats = until(lambda: _troubled(queue), "the drain notices", 30)
         assert "held its lock for over 1 s" in stats.reason
         time.sleep(1)  # long enough for hundreds of requests
         assert per.requests <= before + 3 * IN_FLIGHT
@@ -38,7 +38,11 @@ def test_lock_during_the_drain(per, make_queue, outbox, caplog):
 
 
 def _troubled(queue):
-    stats = queue.stats()
+    """Return the stats of a queue whose drain is in trouble; while the file is locked they may raise."""
+    try:
+        stats = queue.stats()
+    except OutboxError:
+        return None
     return stats if stats.state is DrainState.PAUSED else None
 
 
@@ -76,7 +80,7 @@ def test_full_disk_during_the_drain(per, make_queue, small_disk):
         finally:
             per.clear_faults()
             per.release()
-    stats = until(lambda: _troubled(queue), "the drain notices")
+    stats = until(lambda: _troubled(queue), "the drain notices", 30)
     assert "disk is full" in stats.reason
     sent = per.requests
     time.sleep(1.2)

@@ -39,7 +39,7 @@ def test_lock_of_over_a_second_is_an_outbox_error(queue, outbox):
         took = time.monotonic() - began
         locker.tell("release")
         locker.succeed()
-    assert 0.9 < took < 1.6
+    assert 0.9 < took < 4
     assert caught.value.activity.user_id == "USER_1"
     assert isinstance(caught.value.__cause__, sqlite3.Error)
     queue.record("GROUP", "USER_2")
@@ -88,7 +88,7 @@ def test_readers_are_no_obstacle(queue, outbox):
         began = time.monotonic()
         for n in range(100):
             queue.record("GROUP", f"USER_{n}")
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 5  # an obstacle would cost each of them a second
         cursor.close()
 
 
@@ -111,14 +111,14 @@ def test_file_that_goes_away_is_noticed(queue, outbox, how):
         aside.replace(outbox)
     last_success = gone = time.monotonic()
     errors = []
-    while time.monotonic() < gone + 0.6:
+    while (called := time.monotonic()) < gone + 0.4:
         try:
             queue.record("GROUP", "USER")
         except OutboxError as error:
             errors.append(str(error))
         else:
-            last_success = time.monotonic()
-    assert last_success - gone < 0.25
+            last_success = called
+    assert last_success - gone < 0.21
     assert any(word in errors[0] for word in ("renamed or replaced", "was removed"))
     assert str(outbox) in errors[-1]
 

@@ -59,7 +59,7 @@ def test_retry_after_ends(per, make_queue, clock, jump):
     asked = time.monotonic()
     clock.seconds = jump
     per.wait_for(1, timeout=4)
-    assert 0.8 < time.monotonic() - asked < 3
+    assert 0.8 < time.monotonic() - asked < 4
 
 
 @two_jumps
@@ -114,7 +114,7 @@ def test_flush_ends_in_time(per, make_queue, clock, jump):
     began = time.monotonic()
     with pytest.raises(FlushTimeout):
         queue.flush(0.4)
-    assert 0.3 < time.monotonic() - began < 1.5
+    assert 0.3 < time.monotonic() - began < 3
     age = queue.stats().oldest_pending_age
     assert age >= 0
     per.come_back()

@@ -185,7 +185,7 @@ def test_nobody_drains(make_queue):
         began = time.monotonic()
         with pytest.raises(FlushTimeout, match="perqueue drain") as caught:
             wait(0.3)
-        assert 0.25 < time.monotonic() - began < 1
+        assert 0.25 < time.monotonic() - began < 2
         assert caught.value.pending == 1
 
 
@@ -209,13 +209,13 @@ def test_idle_drainer_costs_next_to_nothing(per, env, record_property):
     queue = PerQueue()
     queue.record("GROUP", "USER")
     queue.flush(10)
-    time.sleep(0.5)
+    time.sleep(0.3)
     before, began = time.process_time(), time.monotonic()
-    time.sleep(3)
+    time.sleep(1.5)
     say((time.process_time() - before) / (time.monotonic() - began))
     queue.close()
     """
-    with Child(script, env=env) as child:
+    with Child(script, env=env, measured=False) as child:
         share = float(child.expect("", timeout=20))
         child.succeed()
     record_property("idle_cpu_percent", 100 * share)

