@@ -106,7 +106,8 @@ def retry_busy(operation: Callable[[], T]) -> T:
         pause = min(pause * 1.5, 1e-3)
 
 
-def _as_stored(raw: bytes) -> str:
+def as_stored(raw: bytes) -> str:
+    """Return a stored text, damaged or not."""
     return raw.decode("utf-8", "surrogateescape")
 
 
@@ -120,7 +121,7 @@ def connect(path: Path) -> sqlite3.Connection:
         check_same_thread=False,
     )
     # A row damaged into invalid UTF-8 must reach the check of its checksum.
-    connection.text_factory = _as_stored
+    connection.text_factory = as_stored
     try:
         # Checkpoints belong to the disk thread; a commit must not wait for one.
         connection.execute("PRAGMA wal_autocheckpoint = 0")

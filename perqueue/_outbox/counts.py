@@ -33,15 +33,10 @@ _LAST_MOMENT = 253_402_300_799_000
 """The end of the year 9999, which datetime can still show."""
 
 
-class CountedSession(PrunedSession):
-    """An outbox file that knows how much is in it."""
+class Positions:
+    """Reads how an outbox stands, and remembers how far it has searched past damage."""
 
     _searched_through = 0
-
-    def position(self) -> Position:
-        """Return counters and watermark."""
-        with self._reading() as connection:
-            return retry_busy(lambda: self._position(connection))
 
     def _position(self, connection: sqlite3.Connection) -> Position:
         position = read_position(connection)
@@ -74,6 +69,15 @@ class CountedSession(PrunedSession):
             drained_through=oldest - 1,
             oldest_pending=(oldest, _recorded_at(connection, oldest)),
         )
+
+
+class CountedSession(Positions, PrunedSession):
+    """An outbox file that knows how much is in it."""
+
+    def position(self) -> Position:
+        """Return counters and watermark."""
+        with self._reading() as connection:
+            return retry_busy(lambda: self._position(connection))
 
     def count_pending(self, through: int, limit: int) -> int:
         """Count the pending activities up to an ID, up to a limit."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING
 
 import click
@@ -16,6 +17,24 @@ if TYPE_CHECKING:
 
 MAX_NUMBER = 2**63 - 1
 """The highest number that an activity can have."""
+
+
+class _Duration(click.ParamType[float]):
+    """A length of time, in seconds."""
+
+    name = "duration"
+    _seconds = {"s": 1, "m": 60, "h": 3600, "d": 86400}  # noqa: RUF012 - never changed
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, int | float):
+            return float(value)
+        match = re.fullmatch(r"(\d{1,9})([smhd])", str(value), re.ASCII)
+        if match is None:
+            self.fail("write a whole number and s, m, h or d, such as 30s, 5m, 2h or 1d.", param, ctx)
+        return float(int(match[1]) * self._seconds[match[2]])
+
+
+DURATION = _Duration()
 
 outbox_option = click.option(
     "--outbox",

@@ -57,3 +57,15 @@ def age(seconds: float) -> str:
     if days < 1:
         return f"{hours} h" + (f" {minutes % 60} min" if minutes % 60 else "")
     return f"{days:,} d" + (f" {hours % 24} h" if hours % 24 else "")
+
+
+def rate(value: float) -> str:
+    """Return a rate with as many digits as it deserves."""
+    return f"{value:,.1f}" if 0 < abs(value) < 9.95 else f"{value:,.0f}"
+
+
+def signed(value: float) -> str:
+    """Return a rate of change."""
+    if not round(value, 1):
+        return "±0"
+    return ("+" if value > 0 else "-") + rate(abs(value))

@@ -3,54 +3,113 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from perqueue.cli import _print
-from perqueue.cli._options import examples, json_option, open_as_operator, outbox_option
+from perqueue.cli._failure import NOT_DONE
+from perqueue.cli._options import DURATION, examples, existing, json_option, outbox_option
 
 if TYPE_CHECKING:
-    from perqueue._outbox import Position
+    from pathlib import Path
+
+_INTERVAL = 2.0
+_MAX_AGE = 300.0
 
 
 @click.command(
-    epilog=examples("perqueue status --outbox activities.db", "perqueue status --json | jq .pending")
+    epilog=examples(
+        "perqueue status --outbox activities.db",
+        "perqueue status --json | jq .pending",
+        "perqueue status --watch",
+        "perqueue status --check --max-age 15m",
+    )
 )
 @outbox_option
 @json_option
-def status(outbox: str, *, as_json: bool) -> None:
+@click.option("--watch", "watching", is_flag=True, help="Look again and again, until Ctrl-C.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1, max=86400),
+    metavar="SECONDS",
+    help="With --watch: seconds between two looks. [default: 2]",
+)
+@click.option(
+    "--check", "checking", is_flag=True, help="Print one line, and say by the exit code if all is well."
+)
+@click.option(
+    "--max-age",
+    type=DURATION,
+    metavar="DURATION",
+    help="With --check: how long the oldest may be pending, such as 30s, 5m, 2h or 1d. [default: 5m]",
+)
+@click.option(
+    "--max-pending", type=click.IntRange(min=0), metavar="N", help="With --check: how many may be pending."
+)
+@click.pass_context
+def status(
+    context: click.Context,
+    outbox: str,
+    interval: float | None,
+    max_age: float | None,
+    max_pending: int | None,
+    *,
+    as_json: bool,
+    watching: bool,
+    checking: bool,
+) -> None:
     """Show what an outbox holds, whether it is being delivered, and if not, why.
 
-    Needs no token, asks nobody but the file, and costs the same however much is in it.
+    Needs no token, asks nobody but the file, and costs the same however much is in it. It only reads, and
+    keeps nothing open between two looks.
+
+    With --watch it shows trend, rates, answer times and the last errors in a terminal, elsewhere one line
+    for each look (with --json: one object). Ctrl-C or SIGTERM ends it with exit code 0.
+
+    With --check it is for probes. Exit code 0: healthy. 1: not, and the one line says why and what to do:
+    the oldest has been pending for too long, too many are, delivery is paused (a bad token, everything
+    refused), activities are damaged, or the outbox is missing or cannot be read. 2: an option is wrong.
+    Nothing pending is healthy, also when nobody drains.
     """
-    from perqueue._lock import is_drained
     from perqueue._settings import outbox_path
 
-    opened = open_as_operator(outbox)
-    try:
-        position = opened.position()
-        with opened._reading() as connection:  # noqa: SLF001 - the file's own page about itself
-            (origin,) = connection.execute("SELECT origin FROM perqueue_outbox").fetchone()
-    finally:
-        opened.close()
-    path = outbox_path(outbox)
-    shown = snapshot(position, drained=is_drained(path))
-    shown |= {"discarded": position.discarded, "origin": origin, "outbox": str(path)}
+    if watching and checking:
+        raise click.UsageError("--watch or --check, not both.")
+    if interval is not None and not watching:
+        raise click.UsageError("--interval is for --watch.")
+    if not checking and (max_age is not None or max_pending is not None):
+        raise click.UsageError("--max-age and --max-pending are for --check.")
+    if checking:
+        age = _MAX_AGE if max_age is None else max_age
+        if not _healthy(outbox_path(outbox), age, max_pending, as_json=as_json):
+            context.exit(NOT_DONE)
+        return
+    path = existing(outbox)
+
+    from perqueue._outbox import Onlooker
+    from perqueue.cli._sight import fields, see
+
+    onlooker = Onlooker(path)
+    if watching:
+        from perqueue.cli._watch import watch
+
+        watch(onlooker, path, interval or _INTERVAL, as_json=as_json)
+        return
+    sight = see(onlooker, path)
+    shown = fields(sight) | {"outbox": str(path)}
     if as_json:
         _print.as_json(shown)
     else:
         _show(shown)
 
 
-def snapshot(position: Position, *, drained: bool | None) -> dict[str, Any]:
-    """Return the fields of :class:`perqueue.Stats` as another process can know them, and who drains."""
-    from perqueue._clock import SYSTEM_CLOCK
-    from perqueue._status import describe
+def _healthy(path: Path, max_age: float, max_pending: int | None, *, as_json: bool) -> bool:
+    from perqueue.cli._check import Limits, check, tell
 
-    stats = describe(position, None, drains=drained is not False, now=SYSTEM_CLOCK.time_ms())
-    return asdict(stats) | {"drained": drained, "drainer_pid": position.drainer_pid if drained else None}
+    verdict, sight = check(path, Limits(max_age, max_pending))
+    tell(verdict, sight, path, as_json=as_json)
+    return verdict.healthy
 
 
 def _show(shown: dict[str, Any]) -> None:

@@ -8,9 +8,9 @@ import time
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
+from perqueue.cli._sight import snapshot
 from perqueue.cli.demo._crew import Recorder, environment
 from perqueue.cli.demo._frame import Turn
-from perqueue.cli.status import snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
@@ -11,6 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from perqueue.cli._chart import chart
 from perqueue.cli.demo._frame import PerIs, Turn
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from perqueue.cli.demo._frame import Frame, Scene, View
 
-_BLOCKS = " ▁▂▃▄▅▆▇█"
 _COLOURS = {PerIs.UP: "green", PerIs.FAILING: "yellow", PerIs.GONE: "red"}
 _MARKS = {Turn.COMING: ("·", "dim"), Turn.NOW: ("▶", "bold cyan"), Turn.OVER: ("✔", "green")}
 _CHART_ROWS = 4
@@ -134,30 +133,14 @@ def _scenes(frame: Frame) -> Table:
 
 def _chart(frame: Frame, width: int) -> list[Text]:
     """Draw the pending activities over time, in the colour of what Per did then."""
-    columns = _fitted(frame.history, width)
-    top = max((pending for pending, _ in columns), default=0) or 1
-    rows = [Text() for _ in range(_CHART_ROWS)]
-    for pending, per in columns:
-        eighths = round(pending / top * _CHART_ROWS * 8)
-        if pending and not eighths:
-            eighths = 1
-        for number, row in enumerate(rows):
-            fill = max(0, min(8, eighths - (_CHART_ROWS - 1 - number) * 8))
-            row.append(_BLOCKS[fill], _COLOURS[per])
+    rows = chart([(pending, _COLOURS[per]) for pending, per in frame.history], width, _CHART_ROWS)
+    top = max((pending for pending, _ in frame.history), default=0)
     legend = Text("▔" * width, "dim")
     caption = Text.assemble(("pending over time   Per ", "dim"))
     for per, colour in _COLOURS.items():
         caption.append("■ ", colour).append(f"{per}  ", "dim")
-    caption.append(f" peak {top:,}" if columns and top > 1 else "", "dim")
+    caption.append(f" peak {top:,}" if top > 1 else "", "dim")
     return [*rows, legend, caption]
-
-
-def _fitted(history: list[tuple[int, PerIs]], width: int) -> list[tuple[int, PerIs]]:
-    """Return at most so many columns: one for each moment, else the highest of several."""
-    if len(history) <= width:
-        return history
-    edges = [len(history) * column // width for column in range(width + 1)]
-    return [max(history[a:b]) for a, b in pairwise(edges)]
 
 
 def _bars(frame: Frame, width: int) -> list[Text]:
