@@ -52,7 +52,7 @@ def judge(sight: Sight) -> Health:
     """Return the one thing that matters most."""
     look = sight.look
     if look is None:
-        return Health(mood=Mood.TROUBLE, text=f"outbox trouble: {sight.error}")
+        return Health(mood=Mood.TROUBLE, text=f"outbox trouble: {str(sight.error).removeprefix('outbox ')}")
     hold = look.position.hold if look.position.pending else None
     if sight.is_full:
         text = f"disk full: {(sight.room or 0) // 1024:,} KiB are free where the outbox is"

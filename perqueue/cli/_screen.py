@@ -149,7 +149,7 @@ def _pending(picture: Picture, look: Look) -> Text:
     if position.oldest_pending is not None:
         age = max(0, picture.sight.now - position.oldest_pending[1]) / 1000
         text.append(f"  the oldest for {_print.age(age)}")
-    if rates is not None and position.pending > -rates.pending > 0:
+    if rates is not None and position.pending > -rates.pending > 0 and picture.health.mood is Mood.WELL:
         text.append(f"  empty in about {_print.age(position.pending / -rates.pending)}", "dim")
     return text
 

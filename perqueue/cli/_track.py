@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 from math import ceil
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -113,9 +114,12 @@ class Track:
         )
 
     def _rates(self, at: float) -> Rates | None:
-        last = self._samples[-1]
-        recent = [sample for sample in self._samples if sample.at >= at - _RATE_SECONDS]
-        first = recent[0] if len(recent) > 1 else self._samples[-2] if len(self._samples) > 1 else last
+        first = last = self._samples[-1]
+        for sample in islice(reversed(self._samples), 1, None):
+            # What was before an outage, say, tells nothing about now.
+            if first is not last and (sample.at < at - _RATE_SECONDS or sample.mood != last.mood):
+                break
+            first = sample
         took = last.at - first.at
         if took <= 0:
             return None

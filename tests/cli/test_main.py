@@ -62,13 +62,14 @@ def test_python_dash_m_is_the_same_command():
     [
         (["--help"], _HEAVY | {"filelock"}),
         (["status"], _HEAVY),
+        (["status", "--check"], _HEAVY),
         (
             ["record", "GROUP_A", "USER_1"],
             _HEAVY | {"filelock"},
         ),
         (["rejected", "list"], _HEAVY),
     ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_command_loads_only_what_it_needs(make_queue, env, arguments, spared):
     """A command that only looks or records loads no HTTP library, and none loads what it does not need."""
@@ -95,6 +96,11 @@ def test_a_command_loads_only_what_it_needs(make_queue, env, arguments, spared):
         (["record", "GROUP_A", ""], {}, "user_id must not be empty"),
         (["status", "-o", "postgresql://somewhere/else"], {}, "file path"),
         (["status"], {}, "there is no outbox at"),
+        (["status", "--watch"], {}, "there is no outbox at"),
+        (["status", "--watch", "--check"], {}, "not both"),
+        (["status", "--interval", "1"], {}, "--interval is for --watch"),
+        (["status", "--max-age", "5m"], {}, "are for --check"),
+        (["status", "--check", "--max-age", "5"], {}, "30s, 5m, 2h or 1d"),
         (["drain"], {}, "there is no outbox at"),
         (["drain"], {"PER_ACTIVITY_TOKEN": ""}, "PER_ACTIVITY_TOKEN is not set"),
         (["drain", "--watch", "--timeout", "3"], {}, "--watch"),
