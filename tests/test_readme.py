@@ -23,6 +23,7 @@ from perqueue.sandbox import BadToken, Redirect, Refuse, Sandbox, Status
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 TEXT = README.read_text(encoding="utf-8")
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 LATER = {"embedded"}  # in the signature, and refused so far
 
 
@@ -34,12 +35,12 @@ def python_blocks():
     return list(document)
 
 
-def commands():
+def commands(text=TEXT):
     """Returns each command of the README once, without its comment."""
-    blocks = re.findall(r"^```console\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```console\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     lines = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
     # Beside the blocks: `perqueue …` in running text, and the command that a comment offers instead.
-    aside = re.findall(r"`(perqueue [a-z][^`]*)`|: (perqueue .*)$", TEXT, re.MULTILINE)
+    aside = re.findall(r"`(perqueue [a-z][^`]*)`|: (perqueue .*)$", text, re.MULTILINE)
     return list(dict.fromkeys([*lines, *(one or other for one, other in aside)]))
 
 
@@ -115,9 +116,12 @@ def test_the_first_two_commands_are_the_demo_and_the_tests():
     assert [words(command) for command in commands()[:2]] == [["make", "demo"], ["make", "test"]]
 
 
-@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("perqueue ")])
+@pytest.mark.parametrize(
+    "line",
+    dict.fromkeys(line for line in commands() + commands(OPERATIONS) if line.startswith("perqueue ")),
+)
 def test_perqueue_commands_in_the_readme_exist(line):
-    """Every `perqueue …` of the README is a command with these options, and has a help text."""
+    """Every `perqueue …` of README and `docs/operations.md` is a command with these options, and has help."""
     command, arguments = main, words(line)[1:]
     while isinstance(command, click.Group) and arguments:
         command = command.commands[arguments.pop(0)]
@@ -172,7 +176,7 @@ def test_a_wrong_activity_type_is_repaired_as_the_readme_says(tmp_path, options)
                 queue.flush()
             assert (per.unique("GROUP_A"), queue.stats().pending, queue.stats().rejected) == (5, 0, 60)
 
-            [line] = [line for line in commands() if "requeue --all" in line]
+            [line] = [line for line in commands(OPERATIONS) if "requeue --all" in line]
             arguments = [right if word == "ACTIVITY_TYPE_ID" else word for word in words(line)[1:]]
             main([*arguments, "--outbox", str(outbox)], standalone_mode=False)
             queue.flush()
@@ -229,6 +233,15 @@ def test_the_table_of_states_is_complete():
     assert set(named("Statistics and states")) == states
     numbers = set(re.findall(r"`(\w+)`", section("Statistics and states").split("\n\n")[0]))
     assert {field.name for field in fields(Stats)} <= numbers
+
+
+def test_the_guide_to_operations_explains_every_state():
+    """`docs/operations.md` explains what `status --watch` says, in the words in which it says it."""
+    source = (ROOT / "perqueue" / "cli" / "_health.py").read_text(encoding="utf-8")
+    said = {words.split(":")[0].strip() for words in re.findall(r'\btext ?= ?f?"([^"{;,]+)', source)} - {""}
+    explained = " ".join(re.findall(r"^\| `([^`]+)`", OPERATIONS, re.MULTILINE))
+    assert len(said) > 8
+    assert [words for words in said if " ".join(words.split()[:2]) not in explained] == []
 
 
 def test_links_between_files_lead_somewhere():
