@@ -108,14 +108,23 @@ class Flush:
             )
             raise OutboxError(message)
 
+    def _count(self) -> tuple[int, bool]:
+        """Return how many of those awaited are pending, in short time, and whether there may be more."""
+        counted = self._outbox.count_pending(self._target, _COUNT_LIMIT)
+        if counted < _COUNT_LIMIT:
+            return counted, False
+        position = self._outbox.position()
+        later = max(0, position.last_id - self._target)  # of these, some may be delivered already
+        return max(counted, position.pending - later), later > 0
+
     def _timed_out(self) -> FlushTimeout:
-        pending = self._outbox.count_pending(self._target, _COUNT_LIMIT)
+        pending, more = self._count()
         reason = self._why_pending()
         oldest = self._outbox.position().oldest_pending
         failure = self._outbox.last_reason(oldest[0]) if oldest else None
         if failure is not None and failure not in reason:
             reason = f"{reason}; the oldest one's latest attempt: {failure}"
-        many = "at least " if pending >= _COUNT_LIMIT else ""
+        many = "at least " if more else ""
         what = "activity is" if pending == 1 else "activities are"
         message = f"{many}{pending} {what} not accepted after {self._timeout:g} s, and kept ({reason})"
         return FlushTimeout(message, pending=pending, reason=reason)

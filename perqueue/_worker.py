@@ -53,7 +53,7 @@ def warm_up(settings: ClientSettings) -> None:
     for module in modules:
         importlib.import_module(module)
     importlib.import_module("perqueue._parser").new_parser()
-    if settings.base_url.startswith("https:"):
+    if settings.origin.startswith("https:") or settings.proxy is not None:
         importlib.import_module("certifi").where()  # imports what reads it
 
 

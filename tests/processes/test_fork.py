@@ -313,3 +313,30 @@ def test_outbox_survives_a_fork_in_the_middle_of_many(tmp_path):
         assert os.waitpid(pid, 0)[1] == 0
     assert outbox.position().pending == 40
     outbox.close()
+
+
+DELIVER_AND_NAME_IMPORTS = """
+    import httpx
+    more = {"proxy": os.environ["PROXY"]} if sys.argv[1] == "proxy" else {}
+    if sys.argv[1] == "https":
+        more["base_url"] = "HTTPS://127.0.0.1:9"  # nobody answers: what matters is what is imported
+    if sys.argv[1] == "transport":
+        more["transport"] = httpx.AsyncHTTPTransport(trust_env=False)
+    queue = PerQueue(**more)
+    before = set(sys.modules)
+    queue.record("GROUP", "USER")
+    try:
+        queue.flush(1)
+    except PerQueueError:  # whatever comes of it
+        pass
+    say(" ".join(["imported", *sorted(set(sys.modules) - before)]))
+    queue.close()
+"""
+
+
+@pytest.mark.parametrize("mode", ["http", "https", "transport", "proxy"])
+def test_the_drain_imports_nothing(per, env, mode):
+    """All that delivery needs is imported by the constructor: a child forked during an import would hang."""
+    with Child(DELIVER_AND_NAME_IMPORTS, mode, env=env | {"PROXY": per.url}) as child:
+        assert child.expect("imported").split() == []
+        child.succeed()

@@ -282,3 +282,18 @@ def test_a_flush_never_takes_a_damaged_row_for_delivered(per, make_queue, outbox
     assert {activity.user_id for activity in per.activities} == {"USER_0", "USER_1", "USER_3", "USER_4"}
     assert queue.stats().damaged == 1
     queue.flush(10)
+
+
+def test_a_timeout_counts_a_large_backlog_without_going_through_it(make_queue, monkeypatch):
+    """`FlushTimeout.pending` is right however many are pending, or the text says "at least"."""
+    monkeypatch.setattr("perqueue._flush._COUNT_LIMIT", 20)
+    queue = make_queue(drain=False)
+    record(queue, 50)
+    with pytest.raises(FlushTimeout, match=r"^50 activities") as caught:
+        queue.flush(0)
+    assert caught.value.pending == 50
+    flush = queue._new_flush(0)
+    record(queue, 10)
+    with pytest.raises(FlushTimeout, match=r"^at least 50 activities") as caught:
+        flush.done()
+    assert caught.value.pending == 50

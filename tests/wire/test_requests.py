@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import ssl
 import unicodedata
 
 import httpx
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perqueue import ActivityRejected, FlushTimeout, __version__
+from perqueue._tls import tls_context
 from perqueue.sandbox import Redirect, Sandbox
 
 ids = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=80)
@@ -251,6 +253,15 @@ def test_proxies_of_the_environment_are_ignored(per, make_queue, elsewhere, monk
     queue.get_report()
     assert per.accepted == 1
     assert per.requests == 2
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_keys_of_a_session_are_written_nowhere(tmp_path, monkeypatch, verify):
+    """Whoever may set SSLKEYLOGFILE cannot read the token from the network (invariant 9)."""
+    log = tmp_path / "keys"
+    monkeypatch.setenv("SSLKEYLOGFILE", str(log))
+    assert ssl.create_default_context().keylog_filename == str(log)  # Python's own contexts do
+    assert not tls_context(verify=verify).keylog_filename
 
 
 def test_a_netrc_file_is_ignored(per, make_queue, tmp_path, monkeypatch):
