@@ -166,7 +166,9 @@ class Drain:
     async def _rest(self) -> None:
         """Wait for an outcome, a wake-up, or the next thing that has its time."""
         now = self._clock.monotonic()
-        wait = TICK
+        # A sweep of what is old goes on though nothing else happens.
+        wait = min(TICK, max(0.001, self._next_prune - now))
+        sweeps = wait < TICK
         if self.trouble is not None:
             wait = _STUCK_RETRY
         else:
@@ -178,7 +180,8 @@ class Drain:
         if self._asleep and self._feed.fresh and self.trouble is None:
             wait = 0  # a record() came after the last look
         if wait > 0:
-            idle = not (self.in_flight or len(self._settler) or self.trouble or self._feed.waiting())
+            busy = self.in_flight or len(self._settler) or self.trouble or self._feed.waiting()
+            idle = not (sweeps or busy)
             self._alarm = self._loop.call_later(wait, self._peek if idle else self._event.set)
             await self._event.wait()
             self._alarm.cancel()
@@ -308,7 +311,7 @@ class Drain:
             finally:
                 self.in_flight -= 1
             self._answered(activity, outcome, sent_at)
-            # A probe is chosen in a turn, which may look in the outbox for the one that can best tell.
+            # A probe is chosen in a turn, not here: it may have to be looked for in the outbox.
             activity = self._next() if self._pace.gate is None else None
 
     @staticmethod

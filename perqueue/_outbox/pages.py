@@ -241,18 +241,20 @@ def _varint(data: bytes, place: int) -> tuple[int, int]:
 def _record(payload: bytes) -> tuple[Value, ...] | None:
     """Parse a record that fills its payload exactly; None if it does not."""
     end, place = _varint(payload, 0)
+    left = len(payload) - end
     kinds = []
-    while place < end:
+    while place < end and left >= 0:  # most of what is no record wants more bytes than there are
         kind, place = _varint(payload, place)
         kinds.append(kind)
-    if place != end or not kinds:
+        left -= _size_of(kind)
+    if place != end or left or not kinds:
         return None
     values: list[Value] = []
     for kind in kinds:
         size = _size_of(kind)
         values.append(_value(kind, payload[place : place + size]))
         place += size
-    return tuple(values) if place == len(payload) else None
+    return tuple(values)
 
 
 def _size_of(kind: int) -> int:

@@ -14,8 +14,8 @@ from perqueue.exceptions import OutboxError
 _RECENT_SKIPPED = 2000
 """Settled activities in a row, too young to be pruned, after which a sweep goes elsewhere, then ends."""
 _KEPT = (
-    "SELECT coalesce(accepted + discarded - pruned, 0), (SELECT max(id) FROM perqueue_activity)"
-    " FROM perqueue_drain"
+    "SELECT coalesce(accepted + discarded - pruned, 0),"
+    " (SELECT coalesce(max(id), 0) FROM perqueue_activity) FROM perqueue_drain"
 )
 _SETTLED = (
     "SELECT activity_id, state, settled_at, transaction_id, reason, checksum FROM perqueue_settlement"
@@ -41,7 +41,7 @@ class PrunedSession(Session):
         """
         try:
             rows, kept, highest = self._look(limit)
-            # Nobody waits for this: what is accepted or discarded never changes again.
+            # Outside the lock: what is accepted or discarded never changes again.
             old, recent = _choose(rows, before, kept - keep, highest)
             if old:
                 self._delete(old)
@@ -97,7 +97,8 @@ def _choose(rows: list[Any], before: int, surplus: int, highest: int) -> tuple[l
     recent = False
     for row in rows:
         activity_id, state, settled_at = row[:3]
-        if state not in (State.ACCEPTED, State.DISCARDED) or activity_id == highest:
+        # Above: recorded since the look at what was highest.
+        if state not in (State.ACCEPTED, State.DISCARDED) or activity_id >= highest:
             continue
         if not is_sound(row):
             continue  # it may be a refusal

@@ -18,7 +18,7 @@ from perqueue._outbox import OperatorOutbox, claims
 from perqueue.cli import main
 from tests.faults._rounds import rounds
 
-ROUNDS = rounds(10, 34)
+ROUNDS = rounds(17, 34)
 """For each of six kinds of damage: 200 and more in a long round."""
 PAGE = 1024
 NOW = 1_700_000_000_000

@@ -9,8 +9,9 @@ import pytest
 
 from perqueue import OutboxFull
 from perqueue._activity import Event, Settlement, checksum
-from perqueue._outbox import SQLiteOutbox
+from perqueue._outbox import SQLiteOutbox, pruning
 from perqueue._outbox.damage import settlement_checksum
+from tests.helpers import until
 
 ORIGIN = "https://api.useper.com"
 NOW = 1_700_000_000_000
@@ -202,6 +203,25 @@ def test_two_that_prune_the_same_count_it_once(path, monkeypatch):
     assert kept == rows == 10
 
 
+def test_one_that_was_stopped_spares_the_highest_of_today(path, monkeypatch):
+    """Whatever is recorded and settled while a process that prunes is stopped, no ID is given twice."""
+    with closing(SQLiteOutbox(path, ORIGIN)) as outbox, closing(SQLiteOutbox(path, ORIGIN)) as other:
+        for _ in range(3):
+            outbox.append(*KEY, NOW)
+        deliver(outbox)
+        look = pruning.one_row
+
+        def stopped(*args):
+            looked = look(*args)
+            other.append(*KEY, NOW)
+            deliver(other)
+            return looked
+
+        monkeypatch.setattr(pruning, "one_row", stopped)
+        outbox.prune(NOW + 1, 10**9, 40)
+        assert other.append(*KEY, NOW) == 5
+
+
 def test_pruning_spares_what_lies_between(path):
     """Only accepted activities are pruned, however pending and refused ones lie among them (invariant 3)."""
     with closing(SQLiteOutbox(path, ORIGIN)) as outbox:
@@ -217,3 +237,16 @@ def test_pruning_spares_what_lies_between(path):
     with closing(sqlite3.connect(path)) as reader:
         left = [i for (i,) in reader.execute("SELECT id FROM perqueue_activity ORDER BY id")]
     assert left == [i for i, kind in kinds.items() if kind != "accept" or i == 60]
+
+
+def test_a_sweep_goes_on_while_nothing_else_happens(make_queue, outbox, monkeypatch):
+    """An idle drain deletes what is old as quickly as a busy one."""
+    monkeypatch.setattr("perqueue._drain._MOST_KEPT", 10)
+    monkeypatch.setattr("perqueue._drain._PRUNE_INTERVAL", 0.2)
+    queue = make_queue()
+    for n in range(600):
+        queue.record("GROUP", f"USER_{n}")
+    queue.flush(30)
+    with closing(sqlite3.connect(outbox)) as reader:
+        pruned = "SELECT pruned FROM perqueue_drain"
+        until(lambda: reader.execute(pruned).fetchone()[0] == 590, "everything old is gone", 10)
