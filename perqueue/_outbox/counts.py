@@ -13,12 +13,12 @@ from perqueue._outbox.damage import corrupt, is_corrupt, one_row
 from perqueue._outbox.protocol import Hold, Position
 from perqueue._outbox.pruning import PrunedSession
 from perqueue._outbox.queries import (
-    FRESH,
+    COUNT_FRESH,
+    COUNT_WAITING,
     OLDEST_FRESH,
     POSITION,
     POSITION_PAST_DAMAGE,
     RECORDED_AT,
-    WAITING_THROUGH,
 )
 from perqueue.exceptions import OutboxError
 
@@ -83,8 +83,8 @@ class CountedSession(Positions, PrunedSession):
         """Count the pending activities up to an ID, up to a limit."""
         position = self.position()
         try:
-            fresh = self._count(FRESH, position.drained_through, through, limit)
-            return fresh + self._count(WAITING_THROUGH, 0, through, limit)
+            fresh = self._count(COUNT_FRESH, position.drained_through, through, limit)
+            return fresh + self._count(COUNT_WAITING, 0, through, limit)
         except OutboxError as error:
             if not is_corrupt(error.__cause__):
                 raise

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from perqueue._activity import TRANSITIONS, Event, State, checksum
+from perqueue._outbox.connection import retry_busy
 from perqueue._outbox.damage import is_sound, one_row, settlement_checksum
 from perqueue._outbox.queries import ONE, REFUSAL
 from perqueue._outbox.sqlite import SQLiteOutbox
@@ -84,7 +86,8 @@ class OperatorOutbox(SQLiteOutbox):
     def _all_rejected(self) -> Iterator[list[int]]:
         # Up to the latest refusal there is now: what is requeued may be refused again meanwhile.
         with self._reading() as connection:
-            (last,) = one_row(connection, "SELECT coalesce(max(rejection), 0) FROM perqueue_settlement")
+            latest = "SELECT coalesce(max(rejection), 0) FROM perqueue_settlement"
+            (last,) = retry_busy(lambda: one_row(connection, latest))
         after = 0
         query = (
             "SELECT activity_id, rejection FROM perqueue_settlement"
@@ -92,7 +95,8 @@ class OperatorOutbox(SQLiteOutbox):
         )
         while True:
             with self._reading() as connection:
-                rows = connection.execute(query, (after, last, _BATCH)).fetchall()
+                page = functools.partial(connection.execute, query, (after, last, _BATCH))
+                rows = retry_busy(page).fetchall()
             if not rows or rows[-1][1] <= after:  # in a damaged file they may go backwards
                 return
             after = rows[-1][1]

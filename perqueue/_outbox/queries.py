@@ -84,8 +84,8 @@ POSITION = _POSITION.format(
     " ORDER BY a.id LIMIT 1"
 )
 RECORDED_AT = "SELECT recorded_at FROM perqueue_activity WHERE id = ?"
-FRESH = f"SELECT count(*), max(id) FROM (SELECT a.id {_FRESH} AND a.id <= ? ORDER BY a.id LIMIT ?)"
-WAITING_THROUGH = (
+COUNT_FRESH = f"SELECT count(*), max(id) FROM (SELECT a.id {_FRESH} AND a.id <= ? ORDER BY a.id LIMIT ?)"
+COUNT_WAITING = (
     "SELECT count(*), max(activity_id) FROM (SELECT activity_id FROM perqueue_retry"
     " WHERE activity_id > ? AND activity_id <= ? ORDER BY activity_id LIMIT ?)"
 )
