@@ -23,10 +23,6 @@ _LONGEST = 600
 """Seconds after which a program that is measured counts as hung."""
 
 
-class Missing(Exception):
-    """A peer is not installed."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """What was measured of one case: for each metric one value a round."""

@@ -247,17 +247,18 @@ def tuned(folder: Path, synchronous: str = "NORMAL") -> Iterator[Call]:
     stopping = threading.Event()
 
     def checkpoint() -> None:
-        beside = sqlite3.connect(path, isolation_level=None, timeout=0)
-        while not stopping.wait(0.025):
-            beside.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-        beside.close()
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as beside:
+            while not stopping.wait(0.025):
+                beside.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     thread = threading.Thread(target=checkpoint)
     thread.start()
-    yield _insert(connection)
-    stopping.set()
-    thread.join()
-    connection.close()
+    try:
+        yield _insert(connection)
+    finally:
+        stopping.set()
+        thread.join()
+        connection.close()
 
 
 @contextlib.contextmanager
