@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import string
 from collections.abc import Callable, Mapping
@@ -223,8 +224,6 @@ def _base_url(url: object) -> str:
 
 def is_address(url: str) -> bool:
     """Tell whether a URL's host needs no look-up."""
-    import ipaddress
-
     try:
         ipaddress.ip_address(urlsplit(url).hostname or "")
     except ValueError:
@@ -261,8 +260,6 @@ def is_loopback(host: str) -> bool:
     """Tell whether a host names this machine and nothing else."""
     if host.lower() == "localhost":
         return True
-    import ipaddress
-
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -90,6 +90,7 @@ class Wire:
         self._prefix = base.path
         self._host = settings.origin.partition("://")[2].encode()
         self._headers_for: Secret | None = None
+        self._headers = Concealed(())
         self._direct: Connections | None = None
         if settings.transport is None and settings.proxy is None:
             tls = base.scheme == "https"

@@ -35,7 +35,7 @@ class Limits(NamedTuple):
 
 def check(path: Path, limits: Limits) -> tuple[Verdict, Sight | None]:
     """Look once, and say whether all is well; a file that cannot be looked at is not."""
-    from perqueue._outbox import Onlooker
+    from perqueue._outbox.look import Onlooker
 
     try:
         if not path.exists():  # and is not created: a probe of a wrong path must not make it right
@@ -59,8 +59,7 @@ def _verdict(sight: Sight, limits: Limits) -> Verdict:
         return Verdict(healthy=False, why=Health(mood=Mood.TROUBLE, text=text, remedy=remedy).line())
     if not position.pending:
         return Verdict(healthy=True, why=health.text)
-    oldest = position.oldest_pending
-    age = 0.0 if oldest is None else max(0, sight.now - oldest[1]) / 1000
+    age = sight.oldest_age or 0.0
     backlog = f"{position.pending:,} pending, the oldest for {_print.age(age)}"
     if age > limits.age:
         backlog += f" (--max-age {_print.age(limits.age)})"

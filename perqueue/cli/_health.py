@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from perqueue.cli import _print
 
 if TYPE_CHECKING:
-    from perqueue._outbox import Hold, Look
+    from perqueue._outbox import Hold
+    from perqueue._outbox.look import Look
     from perqueue.cli._sight import Sight
 
 PAUSES = ("bad_token", "refused")

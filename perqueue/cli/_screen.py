@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from perqueue._outbox import NEWEST
+from perqueue._outbox.look import NEWEST
 from perqueue.cli import _print
 from perqueue.cli._chart import chart
 from perqueue.cli._health import PAUSES, Mood
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from perqueue._outbox import Look
+    from perqueue._outbox.look import Look
     from perqueue.cli._track import Errors, Percentiles, Picture
 
 _WIDEST = 120
@@ -123,12 +123,7 @@ def _facts(picture: Picture) -> list[Fact]:
     facts = [
         ("pending", _pending(picture, look)),
         ("recorded", Text("measuring" if rates is None else f"{_print.rate(rates.recorded)}/s")),
-        (
-            "delivered",
-            Text("" if rates is None else f"{_print.rate(rates.delivered)}/s, ").append(
-                f"{position.accepted:,} in all"
-            ),
-        ),
+        ("delivered", Text(delivered)),
         ("rejected", Text(rejected, "yellow" if position.rejected else "")),
         ("in flight", Text(_in_flight(picture, look))),
         ("drainer", Text(_drainer(picture, look))),
@@ -146,9 +141,8 @@ def _pending(picture: Picture, look: Look) -> Text:
     if rates is not None:
         colour = "yellow" if rates.pending > 0 else "green" if rates.pending < 0 else ""
         text.append(f"  {_print.signed(rates.pending)}/s", colour)
-    if position.oldest_pending is not None:
-        age = max(0, picture.sight.now - position.oldest_pending[1]) / 1000
-        text.append(f"  the oldest for {_print.age(age)}")
+    if picture.sight.oldest_age is not None:
+        text.append(f"  the oldest for {_print.age(picture.sight.oldest_age)}")
     if rates is not None and position.pending > -rates.pending > 0 and picture.health.mood is Mood.WELL:
         text.append(f"  empty in about {_print.age(position.pending / -rates.pending)}", "dim")
     return text

@@ -11,7 +11,8 @@ from perqueue.exceptions import OutboxError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from perqueue._outbox import Look, Onlooker, Position
+    from perqueue._outbox import Position
+    from perqueue._outbox.look import Look, Onlooker
 
 _NO_ROOM = 2**20
 """Bytes of free space below which nothing can be expected to grow."""
@@ -37,6 +38,12 @@ class Sight:
     def is_full(self) -> bool:
         """Whether the file can be taken to be unable to grow."""
         return self.room is not None and self.room < _NO_ROOM
+
+    @property
+    def oldest_age(self) -> float | None:
+        """Return for how many seconds the oldest has been pending; None if none is."""
+        oldest = self.look.position.oldest_pending if self.look else None
+        return None if oldest is None else max(0, self.now - oldest[1]) / 1000
 
     @property
     def drainer(self) -> str:

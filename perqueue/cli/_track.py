@@ -13,7 +13,7 @@ from perqueue.cli._health import Health, Mood, judge
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from perqueue._outbox import Look, Request
+    from perqueue._outbox.look import Look, Request
     from perqueue.cli._sight import Sight
 
 LATELY_MS = 5 * 60_000

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from perqueue._outbox import Onlooker
+    from perqueue._outbox.look import Onlooker
     from perqueue.cli._track import Percentiles, Picture
 
 
@@ -77,8 +77,8 @@ def _line(picture: Picture) -> None:
         counts = f"pending {position.pending:,}"
         if rates is not None:
             counts += f" ({_print.signed(rates.pending)}/s)"
-        if position.oldest_pending is not None:
-            counts += f", oldest {_print.age(max(0, picture.sight.now - position.oldest_pending[1]) / 1000)}"
+        if picture.sight.oldest_age is not None:
+            counts += f", oldest {_print.age(picture.sight.oldest_age)}"
         counts += f", delivered {position.accepted:,}"
         if rates is not None:
             counts += f" ({_print.rate(rates.delivered)}/s)"

@@ -87,7 +87,7 @@ def status(
         return
     path = existing(outbox)
 
-    from perqueue._outbox import Onlooker
+    from perqueue._outbox.look import Onlooker
     from perqueue.cli._sight import fields, see
 
     onlooker = Onlooker(path)
@@ -101,7 +101,7 @@ def status(
     if as_json:
         _print.as_json(shown)
     else:
-        _show(shown)
+        _show(shown, sight.drainer)
 
 
 def _healthy(path: Path, max_age: float, max_pending: int | None, *, as_json: bool) -> bool:
@@ -112,7 +112,7 @@ def _healthy(path: Path, max_age: float, max_pending: int | None, *, as_json: bo
     return verdict.healthy
 
 
-def _show(shown: dict[str, Any]) -> None:
+def _show(shown: dict[str, Any], drainer: str) -> None:
     pending, oldest = f"{shown['pending']:,}", shown["oldest_pending_age"]
     if oldest is not None:
         pending += f", the oldest for {_print.age(oldest)}"
@@ -121,7 +121,7 @@ def _show(shown: dict[str, Any]) -> None:
         "outbox": shown["outbox"],
         "origin": shown["origin"] or "none yet",
         "state": _state(shown),
-        "drainer": _drainer(shown),
+        "drainer": _drainer(shown, drainer),
         "pending": pending,
         "delivered": f"{shown['delivered']:,}",
         "rejected": rejected,
@@ -143,15 +143,11 @@ def _state(shown: dict[str, Any]) -> str:
     return text
 
 
-def _drainer(shown: dict[str, Any]) -> str:
+def _drainer(shown: dict[str, Any], drainer: str) -> str:
     if shown["drained"] is None:
         return "unknown: this user may not look at the drain lock"
     if shown["drained"]:
-        return (
-            f"process {shown['drainer_pid']}"
-            if shown["drainer_pid"]
-            else "a process that is starting or ending"
-        )
+        return drainer
     if str(shown["state"]) == "paused":
         return "none while paused"
     return "none" + ("  (perqueue drain delivers)" if shown["pending"] else "")

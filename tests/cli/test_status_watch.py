@@ -13,7 +13,8 @@ from contextlib import contextmanager
 import pytest
 from rich.console import Console
 
-from perqueue._outbox import Hold, Onlooker, OperatorOutbox, Request
+from perqueue._outbox import Hold, OperatorOutbox
+from perqueue._outbox.look import Onlooker, Request
 from perqueue.cli._screen import Screen
 from perqueue.cli._sight import Sight
 from perqueue.cli._track import Track

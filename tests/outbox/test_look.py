@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from perqueue._outbox import NEWEST, Onlooker, OperatorOutbox
+from perqueue._outbox import OperatorOutbox
 from perqueue._outbox import look as looking
+from perqueue._outbox.look import NEWEST, Onlooker
 from perqueue.exceptions import OutboxError
 from tests.helpers import Child, environment
 
