@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_TIMEOUT = 1.0
 """Seconds after which a lock that somebody else holds becomes an :class:`OutboxError`."""
 _OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
@@ -101,7 +101,8 @@ def retry_busy(operation: Callable[[], T]) -> T:
         pause = min(pause * 1.5, 1e-3)
 
 
-def _as_stored(raw: bytes) -> str:
+def as_stored(raw: bytes) -> str:
+    """Return a stored text, damaged or not."""
     return raw.decode("utf-8", "surrogateescape")
 
 
@@ -115,7 +116,7 @@ def connect(path: Path) -> sqlite3.Connection:
         check_same_thread=False,
     )
     # A row damaged into invalid UTF-8 must reach the check of its checksum.
-    connection.text_factory = _as_stored
+    connection.text_factory = as_stored
     try:
         # Checkpoints belong to the disk thread; a commit must not wait for one.
         connection.execute("PRAGMA wal_autocheckpoint = 0")
@@ -146,9 +147,10 @@ def set_up(path: Path, origin: str | None, *, create: bool) -> None:
         raise OutboxMismatch(message)
     with storage_errors(path):
         examine(path, quiet=not create)
-        if _is_ready(path, origin):
+        ready = _is_ready(path, origin)
+        if ready:
             return
-        if not create:
+        if ready is None and not create:
             message = f"there is no outbox at {path}"
             raise OutboxMismatch(message)
         if not path.parent.is_dir():  # filelock would create it
@@ -169,18 +171,18 @@ def set_up(path: Path, origin: str | None, *, create: bool) -> None:
             raise OutboxError(message) from None
 
 
-def _is_ready(path: Path, origin: str | None) -> bool:
-    """Check the file; False means that it is new, empty or of an older schema."""
+def _is_ready(path: Path, origin: str | None) -> bool | None:
+    """Check the file; False means that it is of an older schema or of no origin yet, None that it is new."""
     try:
         status = path.stat()
     except FileNotFoundError:
-        return False
+        return None
     if not stat.S_ISREG(status.st_mode):  # /dev/null, say: it must keep its mode
         message = f"{path} is not a regular file"
         raise OutboxMismatch(message)
     if status.st_size == 0:
         _check_beside(path)
-        return False
+        return None
     try:
         tables, row = _read_header(path)
     except sqlite3.DatabaseError as error:
@@ -193,7 +195,7 @@ def _is_ready(path: Path, origin: str | None) -> bool:
         raise OutboxMismatch(message) from error
     if row is None:
         if not tables:
-            return False
+            return None
         message = f"{path} is not an outbox: it holds something else; give perqueue a file of its own"
         raise OutboxMismatch(message)
     version, owner = row

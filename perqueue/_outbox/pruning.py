@@ -22,6 +22,7 @@ _SETTLED = (
     "SELECT activity_id, state, settled_at, transaction_id, reason, checksum FROM perqueue_settlement"
     " WHERE activity_id > ? ORDER BY activity_id LIMIT ?"
 )
+_PRUNED = "UPDATE perqueue_drain SET pruned = pruned + ?, trail_lost_through = max(trail_lost_through, ?)"
 _DELETE = tuple(
     f"DELETE FROM perqueue_{table} WHERE {key} = ?"
     for table, key in (("attempt", "activity_id"), ("settlement", "activity_id"), ("activity", "id"))
@@ -48,7 +49,9 @@ class PrunedSession(Session):
                 for statement in _DELETE if old else ():
                     connection.executemany(statement, old)
                 if old:
-                    connection.execute("UPDATE perqueue_drain SET pruned = pruned + ?", (len(old),))
+                    gone = set(old)
+                    latest = max(row[2] for row in rows if (row[0],) in gone)
+                    connection.execute(_PRUNED, (len(old), latest))
         except OutboxError as error:
             if not is_corrupt(error.__cause__):
                 raise

@@ -12,6 +12,8 @@ from perqueue.cli import _print
 from perqueue.cli._options import examples, json_option, open_as_operator, outbox_option
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from perqueue._outbox import Position
 
 
@@ -23,10 +25,14 @@ if TYPE_CHECKING:
 def status(outbox: str, *, as_json: bool) -> None:
     """Show what an outbox holds, whether it is being delivered, and if not, why.
 
-    Needs no token, asks nobody but the file, and costs the same however much is in it.
+    Needs no token, asks nobody but the file, and costs the same however much is in it. While something is
+    pending in the last 24 hours of a month (UTC), it warns: Per counts by arrival, so what is late counts in
+    the next month (`month_end` in --json).
     """
+    from perqueue._clock import SYSTEM_CLOCK
     from perqueue._lock import is_drained
     from perqueue._settings import outbox_path
+    from perqueue._status import crossing
 
     opened = open_as_operator(outbox)
     try:
@@ -38,6 +44,7 @@ def status(outbox: str, *, as_json: bool) -> None:
     path = outbox_path(outbox)
     shown = snapshot(position, drained=is_drained(path))
     shown |= {"discarded": position.discarded, "origin": origin, "outbox": str(path)}
+    shown["month_end"] = crossing(position.pending, SYSTEM_CLOCK.time_ms())
     if as_json:
         _print.as_json(shown)
     else:
@@ -69,8 +76,17 @@ def _show(shown: dict[str, Any]) -> None:
         "discarded": f"{shown['discarded']:,}",
         "damaged": f"{shown['damaged']:,}" + ("  (perqueue doctor)" if shown["damaged"] else ""),
     }
+    if shown["month_end"] is not None:
+        lines["warning"] = _warning(shown["month_end"], shown["pending"])
     for name, value in lines.items():
         click.echo(f"{name:<10} {_print.printable(value)}")
+
+
+def _warning(end: datetime, pending: int) -> str:
+    left = _print.age(max(0.0, end.timestamp() - time.time()))
+    return (
+        f"{pending:,} pending, and the month ends in {left}: what Per has not got by then counts in {end:%B}"
+    )
 
 
 def _state(shown: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from perqueue import Stats
 from perqueue.cli._print import age, printable
 from perqueue.sandbox import BadToken, Refuse, Status
 
-EXTRAS = {"discarded", "drained", "drainer_pid", "origin", "outbox"}
+EXTRAS = {"discarded", "drained", "drainer_pid", "month_end", "origin", "outbox"}
 
 
 @pytest.fixture
