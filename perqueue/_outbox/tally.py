@@ -9,7 +9,6 @@ from __future__ import annotations
 import sqlite3
 from collections import defaultdict
 from contextlib import closing, contextmanager
-from enum import IntFlag
 from typing import TYPE_CHECKING, NamedTuple
 
 from perqueue._activity import State
@@ -28,7 +27,7 @@ _RELEVANT = (
     f"{TRACE} WHERE a.id BETWEEN ? AND ? AND (a.recorded_at >= ? OR s.settled_at >= ?"
     " OR s.activity_id IS NULL) ORDER BY a.id"
 )
-_UNANSWERED = (
+_ATTEMPTED = (
     "SELECT activity_id, reason FROM perqueue_attempt"
     " WHERE activity_id BETWEEN ? AND ? AND attempted_at <= ? AND attempted_at + duration_ms >= ?"
 )
@@ -50,38 +49,36 @@ class Period(NamedTuple):
     """Later than ``end`` if the report was made before the period was over: between the two, who knows."""
 
 
-class Did(IntFlag):
-    """What a user's activities of one type did, as far as a period is concerned."""
-
-    RECORDED = 1
-    """Was recorded in it."""
-    DELIVERED = 2
-    """Was accepted in it, by the time of Per's answer."""
-    ARRIVED = 4
-    """Was sent and accepted in it: Per has it in there."""
-    STRADDLED = 8
-    """Was sent on one side of a boundary and accepted on the other."""
-    UNANSWERED = 16
-    """Was sent in it without an answer: Per may have counted it."""
-    LATE = 32
-    """Was recorded before a boundary of it and sent after that."""
-    PENDING = 64
-    REJECTED = 128
-
+# What a user's activities of one type did, as far as a period is concerned. Plain numbers: an
+# enumeration's operators cost more than all the rest of counting.
+_RECORDED = 1
+"""Was recorded in it."""
+_DELIVERED = 2
+"""Was accepted in it, by the time of Per's answer."""
+_ARRIVED = 4
+"""Was sent and accepted in it: Per has it in there."""
+_STRADDLED = 8
+"""Was sent on one side of a boundary and accepted on the other."""
+_UNANSWERED = 16
+"""Was sent in it without an answer: Per may have counted it."""
+_LATE = 32
+"""Was recorded before a boundary of it and sent after that."""
+_PENDING = 64
+_REJECTED = 128
 
 _SHOWN = (
-    Did.RECORDED,
-    Did.DELIVERED,
-    Did.LATE,
-    Did.STRADDLED,
-    Did.PENDING,
-    Did.REJECTED,
-    Did.ARRIVED,
-    Did.ARRIVED | Did.STRADDLED | Did.UNANSWERED,
-    Did.UNANSWERED,
+    _RECORDED,
+    _DELIVERED,
+    _LATE,
+    _STRADDLED,
+    _PENDING,
+    _REJECTED,
+    _ARRIVED,
+    _ARRIVED | _STRADDLED | _UNANSWERED,
+    _UNANSWERED,
 )
 _COUNT = (
-    f"SELECT kind, billing_id, {', '.join(f'count(nullif(what & {int(flags)}, 0))' for flags in _SHOWN)}"
+    f"SELECT kind, billing_id, {', '.join(f'count(nullif(what & {flags}, 0))' for flags in _SHOWN)}"
     " FROM did GROUP BY kind, billing_id"
 )
 
@@ -130,7 +127,7 @@ def tally(reader: Reader, period: Period) -> Tally:
             did, bad = _look(reader, period, low, high)
             damaged += bad
             gathered.execute("BEGIN")
-            gathered.executemany(_ADD, [(*key, int(what)) for key, what in did.items()])
+            gathered.executemany(_ADD, [(*key, what) for key, what in did.items()])
             gathered.execute("COMMIT")
         counts = [Count(*row) for row in gathered.execute(_COUNT)]
     ((lost_through,),) = reader.rows(_LOST)  # last, for what was pruned meanwhile
@@ -146,14 +143,14 @@ def _room() -> Iterator[None]:
         raise OutboxError(message) from error
 
 
-def _look(reader: Reader, period: Period, low: int, high: int) -> tuple[dict[tuple[str, str, str], Did], int]:
+def _look(reader: Reader, period: Period, low: int, high: int) -> tuple[dict[tuple[str, str, str], int], int]:
     """Return what users did in a range of numbers, and how many activities are damaged."""
     unanswered = {
         activity_id
-        for activity_id, reason in reader.rows(_UNANSWERED, (low, high, period.end_at_most, period.start))
+        for activity_id, reason in reader.rows(_ATTEMPTED, (low, high, period.end_at_most, period.start))
         if isinstance(reason, str) and may_have_counted(reason)
     }
-    did: dict[tuple[str, str, str], Did] = defaultdict(lambda: Did(0))
+    did: dict[tuple[str, str, str], int] = defaultdict(int)
     damaged = 0
     for row in reader.rows(_RELEVANT, (low, high, period.start, period.start)):
         one = traced(row)
@@ -162,24 +159,24 @@ def _look(reader: Reader, period: Period, low: int, high: int) -> tuple[dict[tup
             continue
         what = _what(one, period)
         if one.id in unanswered:
-            what |= Did.UNANSWERED
+            what |= _UNANSWERED
         if what:
             did[one.activity_type_id, one.billing_id, one.user_id] |= what
     return did, damaged
 
 
-def _what(one: Traced, period: Period) -> Did:
+def _what(one: Traced, period: Period) -> int:
     recorded = period.start <= one.recorded_at <= period.end
-    what = Did.RECORDED if recorded else Did(0)
+    what = _RECORDED if recorded else 0
     if one.state is not State.ACCEPTED or one.settled_at is None:
-        return what | (Did.PENDING if one.state is State.PENDING else Did.REJECTED) if recorded else what
+        return what | (_PENDING if one.state is State.PENDING else _REJECTED) if recorded else what
     answered, sent = one.settled_at, one.settled_at - (one.duration_ms or 0)
     if sent > period.end_at_most:
-        return what | Did.LATE if recorded else what
+        return what | _LATE if recorded else what
     if answered < period.start:
         return what
     if one.recorded_at < period.start <= sent:
-        what |= Did.LATE
+        what |= _LATE
     if answered <= period.end:
-        what |= Did.DELIVERED
-    return what | (Did.ARRIVED if sent >= period.start and answered <= period.end else Did.STRADDLED)
+        what |= _DELIVERED
+    return what | (_ARRIVED if sent >= period.start and answered <= period.end else _STRADDLED)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, overload
 
 import click
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from datetime import datetime
 
 
 def as_json(data: object) -> None:
     """Print JSON; whatever JSON has no form for (a date, an enumeration's member) as its text."""
-    click.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+    click.echo(json.dumps(data, indent=2, ensure_ascii=False, default=_text))
+
+
+def _text(value: object) -> str:
+    return iso(value) if isinstance(value, datetime) else str(value)
 
 
 def as_json_array(items: Iterable[object]) -> None:

@@ -44,11 +44,12 @@ def status(outbox: str, *, as_json: bool) -> None:
     path = outbox_path(outbox)
     shown = snapshot(position, drained=is_drained(path))
     shown |= {"discarded": position.discarded, "origin": origin, "outbox": str(path)}
-    shown["month_end"] = crossing(position.pending, SYSTEM_CLOCK.time_ms())
+    now = SYSTEM_CLOCK.time_ms()
+    shown["month_end"] = crossing(position.pending, now)
     if as_json:
         _print.as_json(shown)
     else:
-        _show(shown)
+        _show(shown, now)
 
 
 def snapshot(position: Position, *, drained: bool | None) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def snapshot(position: Position, *, drained: bool | None) -> dict[str, Any]:
     return asdict(stats) | {"drained": drained, "drainer_pid": position.drainer_pid if drained else None}
 
 
-def _show(shown: dict[str, Any]) -> None:
+def _show(shown: dict[str, Any], now: int) -> None:
     pending, oldest = f"{shown['pending']:,}", shown["oldest_pending_age"]
     if oldest is not None:
         pending += f", the oldest for {_print.age(oldest)}"
@@ -77,13 +78,13 @@ def _show(shown: dict[str, Any]) -> None:
         "damaged": f"{shown['damaged']:,}" + ("  (perqueue doctor)" if shown["damaged"] else ""),
     }
     if shown["month_end"] is not None:
-        lines["warning"] = _warning(shown["month_end"], shown["pending"])
+        lines["warning"] = _warning(shown["month_end"], shown["pending"], now)
     for name, value in lines.items():
         click.echo(f"{name:<10} {_print.printable(value)}")
 
 
-def _warning(end: datetime, pending: int) -> str:
-    left = _print.age(max(0.0, end.timestamp() - time.time()))
+def _warning(end: datetime, pending: int, now: int) -> str:
+    left = _print.age(end.timestamp() - now / 1000)
     return (
         f"{pending:,} pending, and the month ends in {left}: what Per has not got by then counts in {end:%B}"
     )
