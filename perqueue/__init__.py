@@ -9,8 +9,10 @@
 import logging as _logging
 
 from perqueue._activity import Activity
+from perqueue._audit import ActivityRecord
 from perqueue._client import AsyncPerClient, PerClient
 from perqueue._receipt import Receipt
+from perqueue._reconcile import Reconciliation, ReconciliationRow
 from perqueue._recorder import PerQueue
 from perqueue._report import Report, ReportRow
 from perqueue._settings import RetryPolicy
@@ -34,6 +36,7 @@ _logging.getLogger("perqueue").addHandler(_logging.NullHandler())
 
 __all__ = [
     "Activity",
+    "ActivityRecord",
     "ActivityRejected",
     "AsyncPerClient",
     "AuthenticationError",
@@ -50,6 +53,8 @@ __all__ = [
     "PerQueueError",
     "QueueClosed",
     "Receipt",
+    "Reconciliation",
+    "ReconciliationRow",
     "Report",
     "ReportRow",
     "RetryPolicy",

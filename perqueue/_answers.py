@@ -157,3 +157,15 @@ def _http_date(text: str) -> float | None:
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         return None
+
+
+_MAY_HAVE_COUNTED = re.compile(
+    r"no answer within |not an answer of Per's|HTTP (2\d\d|408|500|502|504)\b"
+    r"|(?!ConnectError|ConnectTimeout|ConnectionRefused)[A-Z]\w*(Error|Timeout|Read)\b"
+)
+"""The reasons with which requests end that may have reached Per all the same."""
+
+
+def may_have_counted(reason: str) -> bool:
+    """Tell whether Per may have counted a request that ended so: it was sent, and Per did not say no."""
+    return _MAY_HAVE_COUNTED.match(reason) is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,8 +29,14 @@ class Clock:
 
 
 SYSTEM_CLOCK = Clock()
+_EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 def datetime_from_ms(milliseconds: int) -> datetime:
     """Turn the outbox's unit into an aware UTC datetime."""
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def ms_from_datetime(moment: datetime) -> int:
+    """Turn an aware datetime into the outbox's unit, without what is finer."""
+    return (moment - _EPOCH) // timedelta(milliseconds=1)

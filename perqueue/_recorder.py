@@ -38,9 +38,11 @@ if TYPE_CHECKING:
 
     import httpx
 
+    from perqueue._audit import ActivityRecord
     from perqueue._coalescer import Coalescer
     from perqueue._outbox import Settled
     from perqueue._receipt import Listener
+    from perqueue._reconcile import Reconciliation
     from perqueue._report import Report
     from perqueue._settings import RetryPolicy, Token
     from perqueue._stats import Stats
@@ -414,6 +416,62 @@ class PerQueue:
     ) -> Report:
         """Do as :meth:`get_report`, without blocking the event loop."""
         return await self._reporter.aget_report(start, end)
+
+    def history(
+        self,
+        *,
+        billing_id: str | None = None,
+        user_id: str | None = None,
+        activity_type_id: str | None = None,
+        since: datetime | str | None = None,
+        until: datetime | str | None = None,
+        after: int = 0,
+        limit: int | None = 10_000,
+    ) -> list[ActivityRecord]:
+        """Return activities and what became of them, in the order of recording.
+
+        All filters are optional, and several must all fit. ``since`` (included) and ``until`` (not included)
+        are about ``recorded_at``, as aware datetimes or ISO 8601 strings with a time zone; they are found
+        without reading what lies outside, and exact unless the clock was set back by more than a day. At
+        most ``limit`` records are returned (None: all); go on with ``after=records[-1].id``. Settled
+        activities are kept for ``keep_delivered``.
+
+        Reads in short steps beside ``record()``, which does not wait for it. Without a time it reads the
+        whole outbox if it must: seconds for millions. Raises :class:`~perqueue.ConfigurationError`,
+        :class:`~perqueue.OutboxError` or :class:`~perqueue.QueueClosed`.
+        """
+        if self._closed:
+            self._refuse()
+        from perqueue._audit import history
+
+        return history(
+            self._settings.outbox,
+            billing_id=billing_id,
+            user_id=user_id,
+            activity_type_id=activity_type_id,
+            since=since,
+            until=until,
+            after=after,
+            limit=limit,
+        )
+
+    def reconcile(
+        self, start: datetime | str | None = None, end: datetime | str | None = None
+    ) -> Reconciliation:
+        """Ask Per for its report of a period, and explain it by the audit trail.
+
+        Dates as for :meth:`get_report`: none is the whole prior calendar month. For each activity type and
+        billing ID there is a :class:`~perqueue.ReconciliationRow` with Per's number beside what was
+        recorded and delivered here, and a verdict. Best asked for a period that is over.
+
+        Reads all that is kept up to the end of the period, in short steps: minutes for tens of millions, in
+        the calling thread. Raises what :meth:`get_report` raises, and :class:`~perqueue.OutboxError`.
+        """
+        if self._closed:
+            self._refuse()
+        from perqueue._reconcile import reconcile
+
+        return reconcile(self._settings.outbox, self._reporter.get_report, start, end, self._clock)
 
     # -- ending
 

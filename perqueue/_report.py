@@ -85,7 +85,7 @@ def report_period(start: datetime | str | None, end: datetime | str | None) -> d
 
     ``start`` is required if ``end`` is given (Per's documentation, "Reporting").
     """
-    first, last = _moment("start", start), _moment("end", end)
+    first, last = checked_moment("start", start), checked_moment("end", end)
     if first is None and last is not None:
         message = "a report with an end needs a start"
         raise ConfigurationError(message)
@@ -96,7 +96,8 @@ def report_period(start: datetime | str | None, end: datetime | str | None) -> d
     return {name: _timestamp(moment) for name, moment in period.items() if moment is not None}
 
 
-def _moment(name: str, value: datetime | str | None) -> datetime | None:
+def checked_moment(name: str, value: datetime | str | None) -> datetime | None:
+    """Return a moment in UTC, or raise :class:`~perqueue.ConfigurationError`."""
     if value is None:
         return None
     if isinstance(value, str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from perqueue._clock import datetime_from_ms
@@ -10,6 +11,21 @@ from perqueue._stats import DrainState, Gate, Stats
 if TYPE_CHECKING:
     from perqueue._outbox import Hold, Position
     from perqueue._worker import Worker
+
+
+MONTH_END_NEAR = timedelta(hours=24)
+"""How near the end of the month (UTC) must be for what is pending to be about to cross it."""
+
+
+def crossing(pending: int, now: int) -> datetime | None:
+    """Return the end of the month if something pending is about to cross it: Per dates by arrival.
+
+    ``now`` is in milliseconds since the epoch.
+    """
+    moment = datetime_from_ms(now)
+    month = moment.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    end = (month + timedelta(days=32)).replace(day=1)
+    return end if pending > 0 and end - moment <= MONTH_END_NEAR else None
 
 
 def held(hold: Hold) -> tuple[DrainState, str]:

@@ -32,6 +32,7 @@ def test_the_public_names_are_those_of_the_contract():
     """Programs are written against these names: one more or one fewer is a decision."""
     assert perqueue.__all__ == [
         "Activity",
+        "ActivityRecord",
         "ActivityRejected",
         "AsyncPerClient",
         "AuthenticationError",
@@ -48,6 +49,8 @@ def test_the_public_names_are_those_of_the_contract():
         "PerQueueError",
         "QueueClosed",
         "Receipt",
+        "Reconciliation",
+        "ReconciliationRow",
         "Report",
         "ReportRow",
         "RetryPolicy",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_TIMEOUT = 1.0
 """Seconds after which a lock that somebody else holds becomes an :class:`OutboxError`."""
 PAGE_SIZE = 1024
@@ -133,6 +133,15 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def connect_to_read(path: Path) -> sqlite3.Connection:
+    """Open an existing file for reading only: the end of such a connection checkpoints nothing."""
+    connection = sqlite3.connect(
+        f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=0, check_same_thread=False
+    )
+    connection.text_factory = as_stored
+    return connection
+
+
 def identity(path: Path) -> tuple[int, int]:
     """Return what tells this file from any other that may take its place."""
     # stat, never open: closing a descriptor of the file drops every POSIX lock that SQLite holds on it
@@ -152,9 +161,10 @@ def set_up(path: Path, origin: str | None, *, create: bool) -> None:
         raise OutboxMismatch(message)
     with storage_errors(path):
         examine(path, quiet=not create)
-        if _is_ready(path, origin):
+        ready = _is_ready(path, origin)
+        if ready:
             return
-        if not create:
+        if ready is None and not create:
             message = f"there is no outbox at {path}"
             raise OutboxMismatch(message)
         if not path.parent.is_dir():  # filelock would create it
@@ -175,18 +185,18 @@ def set_up(path: Path, origin: str | None, *, create: bool) -> None:
             raise OutboxError(message) from None
 
 
-def _is_ready(path: Path, origin: str | None) -> bool:
-    """Check the file; False means that it is new, empty or of an older schema."""
+def _is_ready(path: Path, origin: str | None) -> bool | None:
+    """Check the file; False means that it is of an older schema or of no origin yet, None that it is new."""
     try:
         status = path.stat()
     except FileNotFoundError:
-        return False
+        return None
     if not stat.S_ISREG(status.st_mode):  # /dev/null, say: it must keep its mode
         message = f"{path} is not a regular file"
         raise OutboxMismatch(message)
     if status.st_size == 0:
         _check_beside(path)
-        return False
+        return None
     try:
         tables, row = _read_header(path)
     except sqlite3.DatabaseError as error:
@@ -199,7 +209,7 @@ def _is_ready(path: Path, origin: str | None) -> bool:
         raise OutboxMismatch(message) from error
     if row is None:
         if not tables:
-            return False
+            return None
         message = f"{path} is not an outbox: it holds something else; give perqueue a file of its own"
         raise OutboxMismatch(message)
     version, owner = row

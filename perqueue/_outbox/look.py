@@ -11,7 +11,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from perqueue._activity import State
-from perqueue._outbox.connection import as_stored, retry_busy, set_up, storage_errors
+from perqueue._outbox.connection import connect_to_read, retry_busy, set_up, storage_errors
 from perqueue._outbox.counts import Positions
 from perqueue._outbox.damage import corrupt, is_corrupt, one_row
 from perqueue._place import real_path
@@ -75,7 +75,7 @@ class Onlooker(Positions):
         with storage_errors(self._path):
             if not self._path.stat().st_size:  # SQLite would delete its -wal
                 raise corrupt("the file is empty")
-            with closing(_connect(self._path)) as connection:
+            with closing(connect_to_read(self._path)) as connection:
                 return retry_busy(lambda: self._look(connection))
 
     def _look(self, connection: sqlite3.Connection) -> Look:
@@ -87,13 +87,6 @@ class Onlooker(Positions):
         failures = [Request(*row) for row in _newest(connection, _FAILURES)]
         refusals = [Request(*row) for row in _newest(connection, _REFUSALS)]
         return Look(str(outbox_id), origin, position, next_due, answers, failures, refusals)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    """Open a file for reading: the end of such a connection checkpoints nothing."""
-    connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=0)
-    connection.text_factory = as_stored
-    return connection
 
 
 def _newest(connection: sqlite3.Connection, query: str) -> list[tuple[Any, ...]]:

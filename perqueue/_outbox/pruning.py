@@ -23,6 +23,7 @@ _SETTLED = (
 )
 # Ranges: row by row takes several times as long, and record() waits meanwhile.
 _DELETE = "DELETE FROM perqueue_{} WHERE {} BETWEEN ? AND ?"
+_PRUNED = "UPDATE perqueue_drain SET pruned = pruned + ?, trail_lost_through = max(trail_lost_through, ?)"
 
 
 class PrunedSession(Session):
@@ -42,9 +43,9 @@ class PrunedSession(Session):
         try:
             rows, kept, highest = self._look(limit)
             # Outside the lock: what is accepted or discarded never changes again.
-            old, recent = _choose(rows, before, kept - keep, highest)
+            old, recent, latest = _choose(rows, before, kept - keep, highest)
             if old:
-                self._delete(old)
+                self._delete(old, latest)
         except OutboxError as error:
             if not is_corrupt(error.__cause__):
                 raise
@@ -60,13 +61,13 @@ class PrunedSession(Session):
             values = (self._pruned_through, limit)
             return retry_busy(lambda: connection.execute(_SETTLED, values).fetchall()), kept, highest
 
-    def _delete(self, old: list[int]) -> None:
+    def _delete(self, old: list[int], latest: int) -> None:
         with self._writing(commits=len(old)) as connection:
             runs = _runs(old)
             connection.executemany(_DELETE.format("attempt", "activity_id"), runs)
             connection.executemany(_DELETE.format("activity", "id"), runs)
             pruned = connection.executemany(_DELETE.format("settlement", "activity_id"), runs).rowcount
-            connection.execute("UPDATE perqueue_drain SET pruned = pruned + ?", (pruned,))
+            connection.execute(_PRUNED, (pruned, latest))
 
     def _go_on(self, looked_through: int | None) -> bool:
         """Decide where to look next; ``looked_through`` is None at the end of the table.
@@ -91,10 +92,11 @@ class PrunedSession(Session):
         return False
 
 
-def _choose(rows: list[Any], before: int, surplus: int, highest: int) -> tuple[list[int], bool]:
-    """Return the IDs of the rows to delete, and whether some are too young."""
+def _choose(rows: list[Any], before: int, surplus: int, highest: int) -> tuple[list[int], bool, int]:
+    """Return the IDs of the rows to delete, whether some are too young, and the latest outcome that goes."""
     old: list[int] = []
     recent = False
+    latest = 0
     for row in rows:
         activity_id, state, settled_at = row[:3]
         # Above: recorded since the look at what was highest.
@@ -104,9 +106,10 @@ def _choose(rows: list[Any], before: int, surplus: int, highest: int) -> tuple[l
             continue  # it may be a refusal
         if settled_at < before or len(old) < surplus:
             old.append(activity_id)
+            latest = max(latest, settled_at)
         else:
             recent = True
-    return old, recent
+    return old, recent, latest
 
 
 def _runs(numbers: list[int]) -> list[tuple[int, int]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from perqueue._activity import State, checksum
+from perqueue._clock import SYSTEM_CLOCK
 from perqueue._outbox.connection import connect, set_up, storage_errors, sync_directory
 from perqueue._outbox.damage import is_sound, one_row, settlement_checksum
 from perqueue._outbox.pages import Pages
@@ -162,7 +163,7 @@ class _Salvage:
                 if origin.isascii():
                     self._execute("UPDATE perqueue_outbox SET origin = ? WHERE origin IS NULL", (origin,))
             case (None, int(), int(), int(), int(), int(), int(missing), int(pruned), *rest) if (
-                len(rest) == 10 and row.certain and row.key == 1
+                len(rest) in (10, 11) and row.certain and row.key == 1
             ):
                 self._known = (pruned, missing)
 
@@ -325,10 +326,11 @@ class _Salvage:
         damaged, missing = counts.get(State.DAMAGED, 0), absent - pruned
         self._execute(
             "UPDATE perqueue_drain SET drained_through = ?, accepted = ?, rejected = ?, discarded = ?,"
-            " damaged = ?, missing = ?, pruned = ?, rejections = ?",
+            " damaged = ?, missing = ?, pruned = ?, rejections = ?, trail_lost_through = ?",
             (
                 last if fresh is None else fresh - 1,
                 *(accepted, rejected, discarded, damaged, missing, pruned, len(self._refusals)),
+                SYSTEM_CLOCK.time_ms() if absent + damaged + outcomes_only else 0,
             ),
         )
         (origin,) = one_row(self._connection, "SELECT origin FROM perqueue_outbox")

@@ -167,6 +167,17 @@ def create_outbox(db: Database) -> None:
     )
 
 
+@migrations()
+def remember_what_was_pruned(db: Database) -> None:
+    """Store how far back the audit trail reaches: when the latest of the pruned activities was settled."""
+    db.execute("ALTER TABLE perqueue_drain ADD COLUMN trail_lost_through INTEGER NOT NULL DEFAULT 0")
+    # What was pruned before this was known may have been settled at any time.
+    db.execute(
+        "UPDATE perqueue_drain SET trail_lost_through = (strftime('%s') + 1) * 1000"
+        " WHERE pruned + missing > 0"
+    )
+
+
 def migrate(connection: sqlite3.Connection, origin: str | None) -> None:
     """Apply what is missing; the caller holds the setup lock. A new outbox belongs to ``origin``."""
     db = Database(connection, recursive_triggers=False, execute_plugins=False)

@@ -11,6 +11,8 @@ from perqueue.cli._failure import Commands
 from perqueue.cli.demo import demo
 from perqueue.cli.doctor import doctor
 from perqueue.cli.drain import drain
+from perqueue.cli.history import history
+from perqueue.cli.reconcile import reconcile
 from perqueue.cli.record import record
 from perqueue.cli.rejected import rejected
 from perqueue.cli.report import report
@@ -42,5 +44,5 @@ def main() -> None:
     """
 
 
-for command in (record, drain, status, report, rejected, doctor, sandbox, demo):
+for command in (record, drain, status, report, history, reconcile, rejected, doctor, sandbox, demo):
     main.add_command(command)

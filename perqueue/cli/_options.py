@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from datetime import UTC, date, datetime, time
 from typing import TYPE_CHECKING
 
 import click
@@ -66,6 +67,15 @@ def open_as_operator(outbox: str) -> OperatorOutbox:
     return OperatorOutbox(existing(outbox), None, create=False)
 
 
+def outbox_to_read(outbox: str) -> Path:
+    """Return the real path of what is an outbox, of whatever origin, brought up to date."""
+    from perqueue._outbox.connection import set_up
+
+    path = existing(outbox)
+    set_up(path, None, create=False)
+    return path
+
+
 def need_token(name: str, scope: str) -> None:
     """Say what to do if a token is missing; the library's own text speaks to programmers."""
     if not os.environ.get(name):
@@ -76,3 +86,16 @@ def need_token(name: str, scope: str) -> None:
 def examples(*lines: str) -> str:
     """Return the epilog of a help text: click must not fold these lines."""
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
+
+def moment(text: str | None, edge: time = time.min) -> datetime | str | None:
+    """Return a date as a moment; what is no date is for the library to judge."""
+    if text is None:
+        return None
+    try:
+        if len(text) == 10:
+            return datetime.combine(date.fromisoformat(text), edge, UTC)
+        parsed = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return parsed if parsed.tzinfo is not None else parsed.replace(tzinfo=UTC)

@@ -85,9 +85,12 @@ def fields(sight: Sight) -> dict[str, Any]:
     look = sight.look
     if look is None:
         raise OutboxError(sight.error)
+    from perqueue._status import crossing
+
     return snapshot(look.position, drained=sight.drained) | {
         "discarded": look.position.discarded,
         "origin": look.origin,
+        "month_end": crossing(look.position.pending, sight.now),
     }
 
 

@@ -6,12 +6,12 @@ import csv
 import re
 import sys
 from dataclasses import asdict
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, datetime, time, timedelta
 
 import click
 
 from perqueue.cli import _print
-from perqueue.cli._options import examples, json_option, need_token
+from perqueue.cli._options import examples, json_option, moment, need_token
 
 _COLUMNS = ("activity_type_id", "billing_id", "unique")
 _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
@@ -59,12 +59,12 @@ def report(
     if as_json and as_csv:
         raise click.UsageError("--json or --csv, not both.")
     need_token("PER_REPORTING_TOKEN", "reporting")
-    first = datetime.now(UTC) - last if last is not None else _moment(start, time.min)
+    first = datetime.now(UTC) - last if last is not None else moment(start)
 
     from perqueue._client import PerClient
 
     with PerClient() as per:
-        usage = per.get_report(first, _moment(end, time.max))
+        usage = per.get_report(first, moment(end, time.max))
     rows = [asdict(row) for row in usage.rows()]
     if as_json:
         _print.as_json({"start": usage.raw.get("start"), "end": usage.raw.get("end"), "rows": rows})
@@ -78,16 +78,3 @@ def report(
             _print.table(_COLUMNS, [[row[name] for name in _COLUMNS] for row in rows])
         else:
             click.echo("No activity in this period.", err=True)
-
-
-def _moment(text: str | None, edge: time) -> datetime | str | None:
-    """Return a date as a moment; what is no date is for the library to judge."""
-    if text is None:
-        return None
-    try:
-        if len(text) == 10:
-            return datetime.combine(date.fromisoformat(text), edge, UTC)
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return text
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +11,10 @@ from perqueue.cli._failure import NOT_DONE
 from perqueue.cli._options import DURATION, examples, existing, json_option, outbox_option
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from pathlib import Path
+
+    from perqueue.cli._sight import Sight
 
 _INTERVAL = 2.0
 _MAX_AGE = 300.0
@@ -62,7 +64,8 @@ def status(
     """Show what an outbox holds, whether it is being delivered, and if not, why.
 
     Needs no token, asks nobody but the file, and costs the same however much is in it. It only reads, and
-    keeps nothing open between two looks.
+    keeps nothing open between two looks. While something is pending in the last 24 hours of a month (UTC),
+    it warns: Per counts by arrival, so what is late counts in the next month (`month_end` in --json).
 
     With --watch it shows trend, rates, answer times and the last errors in a terminal, elsewhere one line
     for each look (with --json: one object). Ctrl-C or SIGTERM ends it with exit code 0.
@@ -101,7 +104,7 @@ def status(
     if as_json:
         _print.as_json(shown)
     else:
-        _show(shown, sight.drainer)
+        _show(shown, sight)
 
 
 def _healthy(path: Path, max_age: float, max_pending: int | None, *, as_json: bool) -> bool:
@@ -112,7 +115,7 @@ def _healthy(path: Path, max_age: float, max_pending: int | None, *, as_json: bo
     return verdict.healthy
 
 
-def _show(shown: dict[str, Any], drainer: str) -> None:
+def _show(shown: dict[str, Any], sight: Sight) -> None:
     pending, oldest = f"{shown['pending']:,}", shown["oldest_pending_age"]
     if oldest is not None:
         pending += f", the oldest for {_print.age(oldest)}"
@@ -120,25 +123,34 @@ def _show(shown: dict[str, Any], drainer: str) -> None:
     lines = {
         "outbox": shown["outbox"],
         "origin": shown["origin"] or "none yet",
-        "state": _state(shown),
-        "drainer": _drainer(shown, drainer),
+        "state": _state(shown, sight.now / 1000),
+        "drainer": _drainer(shown, sight.drainer),
         "pending": pending,
         "delivered": f"{shown['delivered']:,}",
         "rejected": rejected,
         "discarded": f"{shown['discarded']:,}",
         "damaged": f"{shown['damaged']:,}" + ("  (perqueue doctor)" if shown["damaged"] else ""),
     }
+    if shown["month_end"] is not None:
+        lines["warning"] = _warning(shown["month_end"], shown["pending"], sight.now / 1000)
     for name, value in lines.items():
         click.echo(f"{name:<10} {_print.printable(value)}")
 
 
-def _state(shown: dict[str, Any]) -> str:
+def _warning(end: datetime, pending: int, now: float) -> str:
+    left = _print.age(end.timestamp() - now)
+    return (
+        f"{pending:,} pending, and the month ends in {left}: what Per has not got by then counts in {end:%B}"
+    )
+
+
+def _state(shown: dict[str, Any], now: float) -> str:
     text = str(shown["state"]).replace("_", " ")
     if shown["reason"]:
         text += f": {shown['reason']}"
     resumes = shown["resumes_at"]
     if resumes is not None and shown["drained"]:
-        wait = resumes.timestamp() - time.time()
+        wait = resumes.timestamp() - now
         text += f"; next try in {_print.age(wait)}" if wait >= 1 else "; next try now"
     return text
 

@@ -34,7 +34,9 @@ def test_help_lists_the_commands_in_the_order_of_their_use(perqueue):
     """--help lists every command, the ones that are needed first at the top."""
     listed = perqueue("--help").output.partition("Commands:")[2]
     names = [line.split()[0] for line in listed.splitlines() if line.startswith("  ") and line[2] != " "]
-    assert names[:8] == ["record", "drain", "status", "report", "rejected", "doctor", "sandbox", "demo"]
+    assert names[:10] == [
+        "record", "drain", "status", "report", "history", "reconcile", "rejected", "doctor", "sandbox", "demo"
+    ]  # fmt: skip
 
 
 def test_no_token_can_be_an_argument():

@@ -1,14 +1,17 @@
 import json
 import os
 from dataclasses import fields
+from datetime import UTC, datetime
 
 import pytest
 
 from perqueue import Stats
+from perqueue._clock import Clock
+from perqueue._status import crossing
 from perqueue.cli._print import age, printable
 from perqueue.sandbox import BadToken, Refuse, Status
 
-EXTRAS = {"discarded", "drained", "drainer_pid", "origin", "outbox"}
+EXTRAS = {"discarded", "drained", "drainer_pid", "month_end", "origin", "outbox"}
 
 
 @pytest.fixture
@@ -103,3 +106,28 @@ def test_ages_are_for_humans(seconds, words):
 def test_nothing_printed_commands_the_terminal():
     """What comes from outside is printed without control characters; letters of any script stay."""
     assert printable("Zoë 漢字\x1b[2J\n\u202e") == "Zoë 漢字\\x1b[2J\\n\\u202e"
+
+
+@pytest.mark.parametrize(
+    ("pending", "now", "end"),
+    [
+        (1, datetime(2026, 2, 27, 23, 59, tzinfo=UTC), None),
+        (1, datetime(2026, 2, 28, 0, 0, tzinfo=UTC), datetime(2026, 3, 1, tzinfo=UTC)),
+        (1, datetime(2026, 12, 31, 23, 59, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC)),
+        (1, datetime(2027, 1, 1, tzinfo=UTC), None),
+        (0, datetime(2026, 12, 31, 23, 59, tzinfo=UTC), None),
+    ],
+)
+def test_what_is_about_to_cross_the_end_of_the_month(pending, now, end):
+    """Something pending in the last 24 hours of a month (UTC) is about to be counted in the next one."""
+    assert crossing(pending, int(now.timestamp() * 1000)) == end
+
+
+def test_status_warns_at_the_end_of_the_month(status, perqueue, make_queue, monkeypatch):
+    """`status` says how many are about to cross the end of the month, and which month will count them."""
+    make_queue(drain=False).record("GROUP_A", "USER_1")
+    late = datetime(2030, 11, 30, 21, 0, tzinfo=UTC)
+    monkeypatch.setattr("perqueue._clock.SYSTEM_CLOCK", Clock(wall=late.timestamp))
+    assert status()["month_end"] == "2030-12-01T00:00:00.000Z"
+    assert "warning    1 pending, and the month ends in 3 h" in perqueue("status").output
+    assert "counts in December" in perqueue("status").output

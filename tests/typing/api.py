@@ -13,6 +13,7 @@ import httpx
 import perqueue
 from perqueue import (
     Activity,
+    ActivityRecord,
     ActivityRejected,
     AsyncPerClient,
     AuthenticationError,
@@ -29,6 +30,8 @@ from perqueue import (
     PerQueueError,
     QueueClosed,
     Receipt,
+    Reconciliation,
+    ReconciliationRow,
     Report,
     ReportRow,
     RetryPolicy,
@@ -150,6 +153,22 @@ def a_report(queue: PerQueue) -> None:
     assert_type(report.end, datetime | None)
     for row in report.rows():
         assert_type((row.activity_type_id, row.billing_id, row.unique), tuple[str, str, int])
+
+
+def an_audit(queue: PerQueue) -> None:
+    start = datetime(2018, 12, 1, tzinfo=UTC)
+    assert_type(queue.history(), list[ActivityRecord])
+    records = queue.history(user_id="USER_1", billing_id="GROUP_A", since=start, limit=None)
+    for record in records:
+        assert_type((record.id, record.billing_id, record.user_id), tuple[int, str, str])
+        assert_type((record.recorded_at, record.settled_at), tuple[datetime, datetime | None])
+        assert_type((record.transaction_id, record.reason), tuple[str | None, str | None])
+    reconciliation = queue.reconcile(start, "2018-12-31T23:59:59.999Z")
+    assert_type(reconciliation, Reconciliation)
+    assert_type(reconciliation.complete, bool)
+    assert_type(reconciliation[0], ReconciliationRow)
+    for row in reconciliation:
+        assert_type((row.per_unique, row.late, row.note), tuple[int, int, str])
 
 
 def the_bare_api() -> None:

@@ -1,0 +1,212 @@
+"""Per's report beside the audit trail: :meth:`perqueue.PerQueue.reconcile`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple, overload
+
+from perqueue._clock import datetime_from_ms, ms_from_datetime
+from perqueue._outbox import Reader
+from perqueue._report import checked_moment
+from perqueue.exceptions import PerAPIError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from datetime import datetime
+    from pathlib import Path
+
+    from perqueue._clock import Clock
+    from perqueue._outbox.tally import Count, Period
+    from perqueue._report import Report
+
+    GetReport = Callable[[datetime | str | None, datetime | str | None], Report]
+
+VerdictName = Literal["match", "explained", "unexplained"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReconciliationRow:
+    """One activity type and billing ID of a period. All numbers count unique users."""
+
+    activity_type_id: str
+    billing_id: str
+    per_unique: int
+    """What Per's report says."""
+    delivered_unique: int
+    """Users of whom Per accepted an activity in the period, by the time of its answer."""
+    recorded_unique: int
+    """Users of whom an activity was recorded in the period."""
+    late: int
+    """Users with an activity that was recorded before the start or the end, and sent after it: Per dates an
+    activity by its arrival."""
+    uncertain: int
+    """Users with an activity that was sent before the start or the end, and answered after it: it arrived in
+    between."""
+    pending: int
+    """Users with an activity recorded in the period that Per has not answered yet."""
+    rejected: int
+    """Users with an activity recorded in the period that Per refused; discarded and requeued ones count by
+    what they are now."""
+    verdict: VerdictName
+    """``match``: Per, delivered and recorded are equal. ``explained``: they differ, and the trail says why.
+    ``unexplained``: Per's number cannot come from this outbox alone."""
+    note: str = ""
+    """The explanation, or what is missing for one, in words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reconciliation(Sequence[ReconciliationRow]):
+    """Per's report of a period beside what the outbox knows of it: a sequence of rows."""
+
+    start: datetime
+    end: datetime | None
+    """As Per was asked, both included to the millisecond; None: until now."""
+    complete: bool
+    """False if activities settled in the period may have been deleted (``keep_delivered``), or were lost with
+    a damaged file: then nothing is called a match."""
+    damaged: int
+    """Activities that are not counted, because their rows are damaged."""
+    _rows: tuple[ReconciliationRow, ...] = field(repr=False)
+
+    def rows(self) -> list[ReconciliationRow]:
+        """Return the rows, by activity type and billing ID."""
+        return list(self._rows)
+
+    @property
+    def unexplained(self) -> list[ReconciliationRow]:
+        """The rows that somebody has to look into."""
+        return [row for row in self._rows if row.verdict == "unexplained"]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> ReconciliationRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[ReconciliationRow, ...]: ...
+    def __getitem__(self, index: int | slice) -> ReconciliationRow | tuple[ReconciliationRow, ...]:
+        return self._rows[index]
+
+
+def reconcile(
+    path: Path,
+    get_report: GetReport,
+    start: datetime | str | None,
+    end: datetime | str | None,
+    clock: Clock,
+) -> Reconciliation:
+    """See :meth:`perqueue.PerQueue.reconcile`."""
+    from perqueue._outbox.tally import tally
+
+    asked = clock.time_ms()
+    report = get_report(start, end)
+    period = _period(report, start, end, (asked, clock.time_ms()))
+    with Reader(path) as reader:
+        known = tally(reader, period)
+    complete = known.lost_through < period.start and not known.damaged
+    circumstances = _Circumstances(complete, is_over=_is_over(_end(report, start, end), asked))
+    said = {(row.activity_type_id, row.billing_id): row.unique for row in report.rows()}
+    counted = {(count.activity_type_id, count.billing_id): count for count in known.counts}
+    rows = [
+        _row(key, said.get(key, 0), counted.get(key), circumstances)
+        for key in sorted(said.keys() | counted.keys())
+    ]
+    return Reconciliation(
+        start=datetime_from_ms(period.start),
+        end=_end(report, start, end),
+        complete=complete,
+        damaged=known.damaged,
+        _rows=tuple(rows),
+    )
+
+
+def _end(report: Report, start: datetime | str | None, end: datetime | str | None) -> datetime | None:
+    return report.end if start is None else checked_moment("end", end)
+
+
+def _period(
+    report: Report, start: datetime | str | None, end: datetime | str | None, asked: tuple[int, int]
+) -> Period:
+    """Return the period as it can be compared: a report has nothing of what came after it was made."""
+    from perqueue._outbox.tally import Period
+
+    first, last = report.start if start is None else checked_moment("start", start), _end(report, start, end)
+    if first is None or first.tzinfo is None or (last is not None and last.tzinfo is None):
+        message = "the report does not say which period it is of: name one"
+        raise PerAPIError(message)
+    if last is None:
+        return Period(ms_from_datetime(first), *asked)
+    ends = ms_from_datetime(last)
+    return Period(ms_from_datetime(first), *(min(ends, moment) for moment in asked))
+
+
+def _is_over(end: datetime | None, now: int) -> bool:
+    return end is not None and ms_from_datetime(end) < now
+
+
+class _Circumstances(NamedTuple):
+    """What is true of every row."""
+
+    complete: bool
+    is_over: bool
+
+
+def _row(
+    key: tuple[str, str], per: int, count: Count | None, circumstances: _Circumstances
+) -> ReconciliationRow:
+    if count is None:
+        from perqueue._outbox.tally import Count
+
+        count = Count(*key)
+    agree = per == count.delivered == count.recorded
+    possible = count.least <= per <= count.most
+    verdict: VerdictName = "explained" if possible else "unexplained"
+    if agree and circumstances.complete:
+        verdict = "match"
+    notes = [] if agree else list(_reasons(per, count))
+    if not possible:
+        notes.append(_riddle(per, count))
+        if not circumstances.is_over:
+            notes.append("the period is not over: what is on its way may be counted already")
+    if not circumstances.complete:
+        notes.append("trail incomplete")
+    return ReconciliationRow(
+        activity_type_id=count.activity_type_id,
+        billing_id=count.billing_id,
+        per_unique=per,
+        delivered_unique=count.delivered,
+        recorded_unique=count.recorded,
+        late=count.late,
+        uncertain=count.uncertain,
+        pending=count.pending,
+        rejected=count.rejected,
+        verdict=verdict,
+        note="; ".join(notes),
+    )
+
+
+def _reasons(per: int, count: Count) -> Iterator[str]:
+    """Yield what makes the numbers differ."""
+    if count.late:
+        yield f"{count.late} late: recorded before a boundary of the period, sent after it"
+    if count.uncertain:
+        yield f"{count.uncertain} uncertain: on the way to Per at a boundary of the period"
+    if count.pending:
+        yield f"{count.pending} pending"
+    if count.rejected:
+        yield f"{count.rejected} rejected"
+    if count.unanswered and count.delivered < per <= count.most:
+        yield f"{count.unanswered} with a request that Per did not answer, and may have counted"
+
+
+def _riddle(per: int, count: Count) -> str:
+    if per > count.most:
+        return (
+            f"Per counts {per - count.most} more than this outbox can have sent:"
+            " something else feeds the same account"
+        )
+    return (
+        f"Per counts {count.least - per} fewer than it accepted from here:"
+        " its clock differs, or `perqueue history` has the transaction IDs to ask about"
+    )

@@ -1,0 +1,187 @@
+"""``perqueue history``."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from perqueue.cli import _print
+from perqueue.cli._failure import Failure
+from perqueue.cli._options import MAX_NUMBER, examples, json_option, moment, outbox_option, outbox_to_read
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from perqueue._audit import ActivityRecord
+    from perqueue._outbox import Try
+
+_PAGE = 1000
+_TABLE_LIMIT = 1000
+"""Rows of a table, unless asked for more: its columns are as wide as the widest."""
+
+
+@click.command(
+    epilog=examples(
+        "perqueue history --user USER_1 --billing GROUP_A",
+        "perqueue history --since 2018-12-01 --until 2019-01-01 --csv > december.csv",
+        "perqueue history --id 17",
+    )
+)
+@outbox_option
+@click.option("--user", "-u", "user_id", metavar="ID", help="Only this user ID.")
+@click.option("--billing", "-b", "billing_id", metavar="ID", help="Only this billing ID.")
+@click.option("--activity-type", "-t", "activity_type_id", metavar="ID", help="Only this activity type.")
+@click.option("--since", metavar="DATE", help="Recorded then or later: 2018-12-01 or 2018-12-01T08:00:00Z.")
+@click.option("--until", metavar="DATE", help="Recorded before then.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, MAX_NUMBER),
+    metavar="N",
+    help="Show at most so many. [default: all; in a table 1000]",
+)
+@click.option("--id", "number", type=click.IntRange(1, MAX_NUMBER), help="One activity, and every attempt.")
+@json_option
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+def history(
+    outbox: str,
+    since: str | None,
+    until: str | None,
+    limit: int | None,
+    number: int | None,
+    *,
+    as_json: bool,
+    as_csv: bool,
+    **ids: str | None,
+) -> None:
+    """Show what became of activities, in the order of their recording.
+
+    All filters must fit. A date without a time zone is in UTC; a bare date is its midnight. The table
+    leaves out what all have in common; `after` is the time from recording to Per's answer. All columns are in
+    --json and --csv. Settled activities are kept as long as the program's `keep_delivered` says.
+
+    Needs no token, and only reads; programs go on recording meanwhile.
+    """
+    if as_json and as_csv:
+        raise click.UsageError("--json or --csv, not both.")
+    if number is not None:
+        if as_csv or since or until or limit or any(ids.values()):
+            raise click.UsageError("--id names one activity: leave out filters, --limit and --csv.")
+        _show_one(outbox_to_read(outbox), number, as_json=as_json)
+        return
+    wanted = {**ids, "since": moment(since), "until": moment(until)}
+    in_table = not (as_json or as_csv)
+    most = _TABLE_LIMIT + 1 if in_table and limit is None else limit
+    records = _records(outbox_to_read(outbox), wanted, most)
+    if as_json:
+        _print.as_json_array(map(_plain, records))
+    elif as_csv:
+        _as_csv(records)
+    else:
+        shown = list(records)
+        _as_table(shown[: limit or _TABLE_LIMIT], hidden=[n for n, value in ids.items() if value is not None])
+        if limit is None and len(shown) > _TABLE_LIMIT:
+            click.echo(f"These are the first {_TABLE_LIMIT:,}: see --since, --limit, --csv.", err=True)
+
+
+def _records(path: Path, wanted: dict[str, Any], limit: int | None) -> Iterator[ActivityRecord]:
+    """Yield records page by page, so that no number of them fills the memory."""
+    from perqueue._audit import history as page
+
+    after, left = 0, MAX_NUMBER if limit is None else limit
+    while left > 0:
+        size = min(left, _PAGE)
+        records = page(path, after=after, limit=size, **wanted)
+        yield from records
+        if len(records) < size:
+            return
+        after, left = records[-1].id, left - size
+
+
+def _plain(record: ActivityRecord) -> dict[str, Any]:
+    shown = asdict(record)
+    return shown | {name: _print.iso(shown[name]) for name in ("recorded_at", "settled_at")}
+
+
+def _as_csv(records: Iterator[ActivityRecord]) -> None:
+    from perqueue._audit import ActivityRecord
+
+    writer = csv.DictWriter(sys.stdout, [field.name for field in fields(ActivityRecord)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(map(_plain, records))
+
+
+def _after(record: ActivityRecord) -> str:
+    if record.settled_at is None:
+        return ""
+    seconds = (record.settled_at - record.recorded_at).total_seconds()
+    return f"{max(0.0, seconds):.2f} s" if seconds < 10 else _print.age(seconds)
+
+
+_COLUMNS: dict[str, Callable[[ActivityRecord], Any]] = {
+    "id": lambda record: record.id,
+    "recorded_at (UTC)": lambda record: f"{record.recorded_at:%Y-%m-%d %H:%M:%S}",
+    "billing_id": lambda record: record.billing_id,
+    "user_id": lambda record: record.user_id,
+    "activity_type_id": lambda record: record.activity_type_id,
+    "state": lambda record: record.state,
+    "after": _after,
+    "attempts": lambda record: record.attempts,
+    "transaction or reason": lambda record: record.transaction_id or record.reason,
+}
+
+
+def _as_table(records: list[ActivityRecord], hidden: list[str]) -> None:
+    if len({record.activity_type_id for record in records}) == 1:
+        hidden.append("activity_type_id")
+    columns = {name: cell for name, cell in _COLUMNS.items() if name not in hidden}
+    rows = [[cell(record) for cell in columns.values()] for record in records]
+    if rows:
+        _print.table(list(columns), rows)
+    else:
+        click.echo("No such activity in this outbox.", err=True)
+
+
+def _show_one(path: Path, number: int, *, as_json: bool) -> None:
+    from perqueue._audit import as_record
+    from perqueue._outbox import Reader, trace_one
+
+    with Reader(path) as reader:
+        found = trace_one(reader, number)
+    if found is None:
+        message = (
+            f"there is no activity {number} in this outbox: it was never recorded, or deleted in its time"
+        )
+        raise Failure(message)
+    record, tries = _plain(as_record(found[0])), found[1]
+    if as_json:
+        _print.as_json(record | {"attempt_log": [_attempt(each) for each in tries]})
+        return
+    for name, value in record.items():
+        if value is not None:
+            click.echo(f"{name:<16} {_print.printable(str(value))}")
+    if tries:
+        click.echo()
+        _print.table(["attempted_at", "took", "result"], [_attempt_row(each) for each in tries])
+
+
+def _attempt(each: Try) -> dict[str, Any]:
+    return {
+        "attempted_at": _print.iso(_time(each)),
+        "duration_ms": each.duration_ms,
+        "reason": each.reason,
+    }
+
+
+def _attempt_row(each: Try) -> list[Any]:
+    return [_print.iso(_time(each)), f"{each.duration_ms:,} ms", each.reason or "accepted"]
+
+
+def _time(each: Try) -> Any:
+    from perqueue._audit import moment_from_ms
+
+    return moment_from_ms(each.attempted_at)
