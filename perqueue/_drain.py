@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from perqueue._activity import Outcome, Verdict
 from perqueue._feed import Feed
 from perqueue._judge import Judge
+from perqueue._outbox import Load
 from perqueue._settler import SETTLE_BATCH, Settler
 from perqueue.exceptions import OutboxError
 
@@ -77,6 +78,7 @@ class Drain:
         self._judge = Judge(
             self._feed, pace, self._settler, policy=policy, complaints=complaints, clock=clock
         )
+        self._load = Load()
         self._changes = self._probe_requests = -1
         self._next_prune = self._next_tick = float("-inf")
 
@@ -143,7 +145,8 @@ class Drain:
         return self._judge.token_refused and not self._lanes and not len(self._settler)
 
     def _begin(self, position: Position) -> None:
-        self._outbox.set_drainer(os.getpid())
+        self._load = Load(limit=self._pace.limit)
+        self._outbox.set_drainer(os.getpid(), self._load)
         self._probe_requests = position.probe_requests
         self._settler.begin(position, self._policy.retry_after_cap)
 
@@ -240,7 +243,7 @@ class Drain:
             self._settler.settle(now=True)
             self._settler.store_hold(answered=self._judge.answered_at > float("-inf"))
             if over:
-                self._outbox.set_drainer(None)
+                self._outbox.set_drainer(None, Load())
         except Exception as error:  # noqa: BLE001 - there is a second try, and then it ends in any case
             self.trouble = str(error)
             return False
@@ -262,12 +265,19 @@ class Drain:
         if now >= self._next_tick:
             self._next_tick = now + 2.0
             self._observer.on_tick()
+            self._tell_load()
         if now >= self._next_prune:
             self._next_prune = now + _PRUNE_INTERVAL  # also if that raises: delivery matters more
             wall = self._clock.time_ms()
             more = self._outbox.prune(wall - self._keep_ms, _MOST_KEPT, _PRUNE_BATCH)
             if self._outbox.expire(wall - _EXPIRED_MS, _PRUNE_BATCH) or more:
                 self._next_prune = now + 0.005
+
+    def _tell_load(self) -> None:
+        load = Load(self.in_flight, self._pace.limit, self._pace.rate)
+        if load != self._load:
+            self._outbox.set_drainer(os.getpid(), load)
+            self._load = load
 
     # -- delivering
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from perqueue import _threads
 from perqueue._outbox.connection import retry_busy
 from perqueue._outbox.damage import corrupt, is_corrupt, one_row
-from perqueue._outbox.protocol import Hold, Position
+from perqueue._outbox.protocol import Hold, Load, Position
 from perqueue._outbox.pruning import PrunedSession
 from perqueue._outbox.queries import (
     COUNT_FRESH,
@@ -128,7 +128,7 @@ def read_position(connection: sqlite3.Connection) -> Position:
         row = one_row(connection, POSITION_PAST_DAMAGE)
     (
         through, accepted, rejected, discarded, damaged, rejections, streak, pauses, probe_requests, last_id,
-        refusal, kind, reason, until, wait_ms, drainer_pid, waiting, fresh,
+        refusal, kind, reason, until, wait_ms, drainer_pid, *load, waiting, fresh,
     ) = row  # fmt: skip
     _check(row)
     oldest = min((i for i in (fresh, waiting) if i is not None), default=None)
@@ -146,8 +146,15 @@ def read_position(connection: sqlite3.Connection) -> Position:
         pauses=pauses,
         probe_requests=probe_requests,
         drainer_pid=drainer_pid,
+        load=_load(*load),
         oldest_pending=None if oldest is None else (oldest, _recorded_at(connection, oldest)),
     )
+
+
+def _load(in_flight: object, limit: object, rate: object) -> Load:
+    if not (isinstance(in_flight, int) and isinstance(limit, int) and isinstance(rate, float | None)):
+        return Load()  # damaged; nothing depends on it
+    return Load(in_flight, limit, rate)
 
 
 def _check(row: tuple[Any, ...]) -> None:

@@ -28,6 +28,17 @@ class Hold(NamedTuple):
     """Counts the holds of this outbox; given when it is stored."""
 
 
+class Load(NamedTuple):
+    """How busy the process that drains is, as it stored it in the last two seconds or so."""
+
+    in_flight: int = 0
+    """Requests that it was waiting for."""
+    limit: int = 0
+    """How many it would have had in flight at most."""
+    rate: float | None = None
+    """Requests a second that Per seems to take; None: it has not asked for fewer."""
+
+
 class Position(NamedTuple):
     """The outbox at one moment, all of it O(1)."""
 
@@ -55,6 +66,7 @@ class Position(NamedTuple):
     """ID and recorded_at of the oldest pending activity."""
     missing: int = 0
     """Of the damaged ones, those that must be pending by the counters, and are not there."""
+    load: Load = Load()
 
     @property
     def pending(self) -> int:
@@ -123,8 +135,8 @@ class Outbox(Protocol):
     def set_hold(self, hold: Hold | None) -> Hold | None:
         """Store why nothing is sent, and return it with its number."""
 
-    def set_drainer(self, pid: int | None) -> None:
-        """Store which process drains."""
+    def set_drainer(self, pid: int | None, load: Load) -> None:
+        """Store which process drains, and how busy it is."""
 
     def request_probe(self) -> None:
         """Ask the draining process, whichever it is, to try at once."""

@@ -74,7 +74,8 @@ OLDEST_FRESH = f"SELECT a.id {_FRESH} ORDER BY a.id LIMIT 1"
 _POSITION = (
     "SELECT drained_through, accepted, rejected, discarded, damaged + missing, rejections, refusal_streak,"
     " holds, probe_requests, (SELECT coalesce(max(id), 0) FROM perqueue_activity), refusal_reason, hold,"
-    " hold_reason, hold_until, hold_wait_ms, drainer_pid, (SELECT min(activity_id) FROM perqueue_retry),"
+    " hold_reason, hold_until, hold_wait_ms, drainer_pid,"
+    " in_flight, in_flight_limit, rate_limit, (SELECT min(activity_id) FROM perqueue_retry),"
     " ({oldest})"
     " FROM perqueue_drain d"
 )

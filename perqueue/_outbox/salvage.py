@@ -163,7 +163,7 @@ class _Salvage:
                 if origin.isascii():
                     self._execute("UPDATE perqueue_outbox SET origin = ? WHERE origin IS NULL", (origin,))
             case (None, int(), int(), int(), int(), int(), int(missing), int(pruned), *rest) if (
-                len(rest) in (10, 11) and row.certain and row.key == 1
+                len(rest) in (10, 14) and row.certain and row.key == 1
             ):
                 self._known = (pruned, missing)
 

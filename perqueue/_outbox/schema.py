@@ -178,6 +178,17 @@ def remember_what_was_pruned(db: Database) -> None:
     )
 
 
+@migrations()
+def show_how_busy_the_drainer_is(db: Database) -> None:
+    """Store what only the process that drains knows, for those that look from outside."""
+    for column in (
+        "in_flight INTEGER NOT NULL DEFAULT 0",
+        "in_flight_limit INTEGER NOT NULL DEFAULT 0",
+        "rate_limit REAL",
+    ):
+        db.execute(f"ALTER TABLE perqueue_drain ADD COLUMN {column}")
+
+
 def migrate(connection: sqlite3.Connection, origin: str | None) -> None:
     """Apply what is missing; the caller holds the setup lock. A new outbox belongs to ``origin``."""
     db = Database(connection, recursive_triggers=False, execute_plugins=False)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from perqueue._activity import Settlement
-    from perqueue._outbox.protocol import Key
+    from perqueue._outbox.protocol import Key, Load
 
 _FOREVER = 2**62
 
@@ -274,10 +274,14 @@ class SQLiteOutbox(CoalescedSession):
         (number,) = one_row(connection, "SELECT holds FROM perqueue_drain")
         return hold._replace(number=number)
 
-    def set_drainer(self, pid: int | None) -> None:
-        """Store which process drains."""
+    def set_drainer(self, pid: int | None, load: Load) -> None:
+        """Store which process drains, and how busy it is."""
         with self._writing() as connection:
-            connection.execute("UPDATE perqueue_drain SET drainer_pid = ?", (pid,))
+            connection.execute(
+                "UPDATE perqueue_drain"
+                " SET drainer_pid = ?, in_flight = ?, in_flight_limit = ?, rate_limit = ?",
+                (pid, *load),
+            )
 
     def request_probe(self) -> None:
         """Ask the draining process, whichever it is, to try at once."""

@@ -153,9 +153,9 @@ def _in_flight(picture: Picture, look: Look) -> str:
         return "none"
     if look.position.hold is not None:
         return "at most 1, the probe"
-    average = picture.in_flight
-    about = "" if average is None else f"about {max(1, round(average)):,}, by rate and answer time; "
-    return f"{about}number and limit: stats() in the drainer"
+    load = look.position.load
+    rate = f"; Per takes {load.rate:,.0f}/s" if load.rate is not None else ""
+    return f"{load.in_flight:,} of at most {load.limit:,}{rate}"
 
 
 def _drainer(picture: Picture, look: Look) -> str:

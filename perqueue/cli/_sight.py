@@ -97,9 +97,10 @@ def fields(sight: Sight) -> dict[str, Any]:
 def snapshot(position: Position, *, drained: bool | None) -> dict[str, Any]:
     """Return the fields of :class:`perqueue.Stats` as another process can know them, and who drains."""
     from perqueue._clock import SYSTEM_CLOCK
+    from perqueue._outbox import Load
     from perqueue._status import describe
 
     stats = asdict(describe(position, None, drains=drained is not False, now=SYSTEM_CLOCK.time_ms()))
-    # What only the process that drains knows is not 0.
-    stats |= dict.fromkeys(("in_flight", "in_flight_limit", "rate_limit"))
+    load = position.load if drained is not False else Load()  # who was killed cannot take it back
+    stats |= {"in_flight": load.in_flight, "in_flight_limit": load.limit, "rate_limit": load.rate}
     return stats | {"drained": drained, "drainer_pid": position.drainer_pid if drained else None}

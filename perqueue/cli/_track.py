@@ -45,7 +45,6 @@ class Percentiles(NamedTuple):
     """How long requests took, in milliseconds."""
 
     requests: int
-    mean: float
     p50: int
     p95: int
     p99: int
@@ -74,13 +73,6 @@ class Picture:
     """Requests lately that brought no acceptance."""
     errors: list[Errors]
     history: list[Sample]
-
-    @property
-    def in_flight(self) -> float | None:
-        """Return how many requests are in flight on average: arrivals times their stay; None if unknown."""
-        if self.rates is None or self.answers is None or not self.rates.delivered:
-            return None
-        return self.rates.delivered * self.answers.mean / 1000
 
 
 class Track:
@@ -135,7 +127,7 @@ def _percentiles(requests: Sequence[Request], since: int) -> Percentiles | None:
     if not took:
         return None
     p50, p95, p99 = (took[ceil(len(took) * share / 100) - 1] for share in (50, 95, 99))
-    return Percentiles(len(took), sum(took) / len(took), p50, p95, p99)
+    return Percentiles(len(took), p50, p95, p99)
 
 
 def _errors(look: Look) -> list[Errors]:

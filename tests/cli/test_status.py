@@ -9,7 +9,7 @@ from perqueue import Stats
 from perqueue._clock import Clock
 from perqueue._status import crossing
 from perqueue.cli._print import age, printable
-from perqueue.sandbox import BadToken, Refuse, Status
+from perqueue.sandbox import BadToken, Hang, Refuse, Status
 
 EXTRAS = {"discarded", "drained", "drainer_pid", "month_end", "origin", "outbox"}
 
@@ -41,6 +41,17 @@ def test_it_shows_who_delivers(status, perqueue, make_queue, until):
     assert f"process {os.getpid()}" in perqueue("status").output
     queue.close()
     assert status()["state"] == "off"
+
+
+def test_it_shows_what_is_in_flight(status, make_queue, per, until):
+    """`status --json` has what the draining process, another one, waits for: until it ends or is killed."""
+    per.set_fault(Hang())
+    queue = make_queue(max_in_flight=7, exit_timeout=0.1)
+    queue.record("GROUP_A", "USER_1")
+    until(lambda: status()["in_flight"] == 1)
+    assert status()["in_flight_limit"] in range(1, 8)
+    queue.close()
+    assert (status()["in_flight"], status()["in_flight_limit"]) == (0, 0)
 
 
 def test_looking_takes_the_lock_from_nobody(status, make_queue):
