@@ -104,7 +104,9 @@ def folder(tmp_path):
     SQLiteOutbox(path, ORIGIN).close()
     with Child(STORY, path, wrapper=strace("-e", "trace=pwrite64"), measured=False) as child:
         child.wait(30)
-        if "done" not in child._output.rest():
+        said = child._output.rest()
+        if "done" not in said:
+            assert "PTRACE" in child.errors().upper()
             pytest.skip(f"strace is not allowed to trace here: {child.errors()[-200:]}")
     return tmp_path
 
