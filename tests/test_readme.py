@@ -1,9 +1,8 @@
-"""README.md is a promise too: its Python runs, its commands exist, and its tables are complete."""
+"""README.md is a promise too: its Python runs, and its tables are complete."""
 
 import inspect
 import logging
 import re
-import shlex
 import shutil
 import subprocess
 import sysconfig
@@ -12,41 +11,17 @@ from pathlib import Path
 
 import click
 import pytest
-from sybil.document import Document
-from sybil.parsers.markdown import PythonCodeBlockParser
 
 import perqueue
 from perqueue import ActivityRejected, DrainState, PerQueue, PerQueueError, RetryPolicy, Stats
 from perqueue.cli import main
 from perqueue.sandbox import BadToken, Redirect, Refuse, Sandbox, Status
+from tests.pages import ROOT, Page, words
 
-ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
-TEXT = README.read_text(encoding="utf-8")
-OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+README = Page(ROOT / "README.md")
+TEXT = README.text
+OPERATIONS = Page(ROOT / "docs" / "operations.md")
 LATER = {"embedded"}  # in the signature, and refused so far
-
-
-def python_blocks():
-    # A fixed port makes the example one that can be run twice; a test must not depend on it being free.
-    document = Document(TEXT.replace("Sandbox(port=8423)", "Sandbox()"), str(README))
-    for region in PythonCodeBlockParser()(document):
-        document.add(region)
-    return list(document)
-
-
-def commands(text=TEXT):
-    """Returns each command of the README once, without its comment."""
-    blocks = re.findall(r"^```console\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    lines = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
-    # Beside the blocks: `perqueue …` in running text, and the command that a comment offers instead.
-    aside = re.findall(r"`(perqueue [a-z][^`]*)`|: (perqueue .*)$", text, re.MULTILINE)
-    return list(dict.fromkeys([*lines, *(one or other for one, other in aside)]))
-
-
-def words(command):
-    split = shlex.split(command)
-    return split[: split.index("<")] if "<" in split else split
 
 
 def section(title):
@@ -72,7 +47,7 @@ def _equipped(_home, options, monkeypatch):
         monkeypatch.setenv(f"PER_{name.upper()}", value)
 
 
-@pytest.mark.parametrize("block", python_blocks(), ids=lambda block: f"line {block.line}")
+@pytest.mark.parametrize("block", README.python(), ids=lambda block: f"line {block.line}")
 @pytest.mark.usefixtures("_equipped")
 def test_python_in_the_readme_runs(block):
     """Every Python block runs by itself, given a queue and an environment that is set up."""
@@ -85,7 +60,7 @@ def test_python_in_the_readme_runs(block):
 @pytest.mark.usefixtures("_home")
 def test_the_first_example_needs_nothing_and_counts_two_users(capsys):
     """The example that a stranger meets first runs without an account, twice too, and prints 2."""
-    first = python_blocks()[0]
+    first = README.python()[0]
     for _ in range(2):
         first.document.namespace.clear()
         Path("try.db").unlink(missing_ok=True)  # here every sandbox has another port, so another origin
@@ -96,7 +71,7 @@ def test_the_first_example_needs_nothing_and_counts_two_users(capsys):
 @pytest.mark.usefixtures("_equipped")
 def test_the_node_wrappers_calls_are_answered_in_the_same_way(per):
     """What the Node.js wrapper's users do, adding an activity and asking for a report, arrives at Per."""
-    [block] = [block for block in python_blocks() if "add_activity" in block.parsed]
+    [block] = [block for block in README.python() if "add_activity" in block.parsed]
     block.document.namespace.clear()
     block.evaluate()
     [activity] = per.activities
@@ -104,7 +79,7 @@ def test_the_node_wrappers_calls_are_answered_in_the_same_way(per):
     assert block.document.namespace["report"].unique("GROUP_A") == 1
 
 
-@pytest.mark.parametrize("command", [line for line in commands() if line.startswith("make ")])
+@pytest.mark.parametrize("command", [line for line in README.commands() if line.startswith("make ")])
 def test_make_targets_in_the_readme_exist(command):
     """Every `make …` of the README is a target, and described in `make help`."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -113,22 +88,7 @@ def test_make_targets_in_the_readme_exist(command):
 
 def test_the_first_two_commands_are_the_demo_and_the_tests():
     """Who only tries two commands has seen the demonstration and the tests."""
-    assert [words(command) for command in commands()[:2]] == [["make", "demo"], ["make", "test"]]
-
-
-@pytest.mark.parametrize(
-    "line",
-    dict.fromkeys(line for line in commands() + commands(OPERATIONS) if line.startswith("perqueue ")),
-)
-def test_perqueue_commands_in_the_readme_exist(line):
-    """Every `perqueue …` of README and `docs/operations.md` is a command with these options, and has help."""
-    command, arguments = main, words(line)[1:]
-    while isinstance(command, click.Group) and arguments:
-        command = command.commands[arguments.pop(0)]
-    context = click.Context(command)
-    command.make_parser(context).parse_args(list(arguments))  # raises for an unknown option
-    assert command.help
-    assert command.get_help(context)
+    assert [words(command) for command in README.commands()[:2]] == [["make", "demo"], ["make", "test"]]
 
 
 def test_the_readme_shows_every_command():
@@ -149,7 +109,7 @@ def test_the_outbox_can_be_read_as_the_readme_says(per):
     with PerQueue("activities.db") as queue:
         queue.record("GROUP_A", "USER_1")
     tool = shutil.which("sqlite-utils", path=sysconfig.get_path("scripts"))
-    asked = [[tool, *words(line)[1:]] for line in commands() if line.startswith("sqlite-utils ")]
+    asked = [[tool, *words(line)[1:]] for line in README.commands() if line.startswith("sqlite-utils ")]
     shown = [subprocess.check_output(command, text=True, timeout=60) for command in asked]
     assert len(shown) == 2
     assert all("accepted" in table for table in shown)
@@ -176,7 +136,7 @@ def test_a_wrong_activity_type_is_repaired_as_the_readme_says(tmp_path, options)
                 queue.flush()
             assert (per.unique("GROUP_A"), queue.stats().pending, queue.stats().rejected) == (5, 0, 60)
 
-            [line] = [line for line in commands(OPERATIONS) if "requeue --all" in line]
+            [line] = [line for line in OPERATIONS.commands() if "requeue --all" in line]
             arguments = [right if word == "ACTIVITY_TYPE_ID" else word for word in words(line)[1:]]
             main([*arguments, "--outbox", str(outbox)], standalone_mode=False)
             queue.flush()
@@ -239,16 +199,9 @@ def test_the_guide_to_operations_explains_every_state():
     """`docs/operations.md` explains what `status --watch` says, in the words in which it says it."""
     source = (ROOT / "perqueue" / "cli" / "_health.py").read_text(encoding="utf-8")
     said = {words.split(":")[0].strip() for words in re.findall(r'\btext ?= ?f?"([^"{;,]+)', source)} - {""}
-    explained = " ".join(re.findall(r"^\| `([^`]+)`", OPERATIONS, re.MULTILINE))
+    explained = " ".join(re.findall(r"^\| `([^`]+)`", OPERATIONS.text, re.MULTILINE))
     assert len(said) > 8
     assert [words for words in said if " ".join(words.split()[:2]) not in explained] == []
-
-
-def test_links_between_files_lead_somewhere():
-    """Every file that the README links to is there."""
-    links = [link for link in re.findall(r"\]\(([^)#]+)", TEXT) if "://" not in link]
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 def test_every_test_behind_a_guarantee_exists():
