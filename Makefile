@@ -11,11 +11,12 @@ ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
 BENCH := .venv/.bench
+DOCS := .venv/.docs
 
 # A chosen few tests say nothing about the coverage of the whole.
 COVERAGE := $(if $(strip $(ARGS)),--no-cov,--cov --cov-report=term)
 
-.PHONY: help demo test soak bench bench-smoke lint format types contract wheel check clean
+.PHONY: help demo test soak bench bench-smoke lint format types contract wheel docs check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -54,7 +55,10 @@ contract: $(READY) ## the layering rule: nothing imports upwards
 wheel: $(READY) ## build sdist and wheel into dist/, and try the wheel by itself
 	@.ci/check-wheel $(BIN)/python
 
-check: lint types contract wheel bench-smoke test ## all of the above, as CI does
+docs: $(DOCS) ## build the documentation into build/site; a warning is an error
+	@$(BIN)/sphinx-build -E -q -W --keep-going -b html docs build/site
+
+check: lint types contract wheel docs bench-smoke test ## all of the above, as CI does
 
 clean: ## remove everything that was made here
 	@rm -rf .venv dist build .coverage .coverage.* htmlcov .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
@@ -66,6 +70,11 @@ $(READY): pyproject.toml perqueue/_version.py .ci/make-venv
 	@.ci/make-venv "$(PYTHON)" .venv
 	@$(BIN)/python -m pip install -qq --upgrade 'pip>=25.1'
 	@$(BIN)/python -m pip install -qq --group dev --editable '.[fast,sandbox]'
+	@touch $@
+
+$(DOCS): $(READY)
+	@echo 'Adding what builds the documentation to .venv ...'
+	@$(BIN)/python -m pip install -qq --group docs
 	@touch $@
 
 $(BENCH): $(READY)

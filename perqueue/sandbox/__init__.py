@@ -1,17 +1,17 @@
 """A local Per with faults on demand, for tests, demonstrations and development.
 
-```python
-from perqueue.sandbox import Sandbox, Status
+::
 
-with Sandbox() as per:
-    per.set_fault(Status(503), times=2)
-    ...  # let something deliver to per.url with per.activity_token
-    per.wait_for(1)
-    per.unique("GROUP_A")
-```
+    from perqueue.sandbox import Sandbox, Status
 
-It knows nothing but the wire, so it serves any client of Per, in any language. See `Sandbox` for what it
-offers, and `describe_faults()` for what can go wrong. It also takes commands under `/_sandbox/`.
+    with Sandbox() as per:
+        per.set_fault(Status(503), times=2)
+        ...  # let something deliver to per.url with per.activity_token
+        per.wait_for(1)
+        per.unique("GROUP_A")
+
+It knows nothing but the wire, so it serves any client of Per, in any language. See ``Sandbox`` for what it
+offers, and ``describe_faults()`` for what can go wrong. It also takes commands under ``/_sandbox/``.
 """
 
 from perqueue.sandbox._bad_answers import (

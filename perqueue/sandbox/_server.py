@@ -28,16 +28,15 @@ class Sandbox(Received):
     Every method may be called from any thread; starting and stopping (also down and back) not from within
     a callback. A forked child inherits a stopped sandbox.
 
-    Args:
-        host: The address to listen on.
-        port: The port; 0 takes a free one at the first start and keeps it.
-        tokens: Token -> scopes (`activity`, `reporting`); by default one token for each.
-        activity_types: The activity types that exist; `None`: any.
-        latency: Seconds before every answer of the API. An activity counts at its arrival, before them.
-        clock: Dates arrivals; returns aware datetimes in UTC.
-        ssl_context: Serve HTTPS with it.
-        on_request: Called for each request to the API, in the sandbox's thread: be quick.
-        on_activity: Called for each accepted activity, likewise.
+    :param host: the address to listen on.
+    :param port: 0 takes a free one at the first start and keeps it.
+    :param tokens: token -> scopes (``activity``, ``reporting``); by default one token for each.
+    :param activity_types: the activity types that exist; None: any.
+    :param latency: seconds before every answer of the API. An activity counts at its arrival, before them.
+    :param clock: dates arrivals; returns aware datetimes in UTC.
+    :param ssl_context: serve HTTPS with it.
+    :param on_request: called for each request to the API, in the sandbox's thread: be quick.
+    :param on_activity: called for each accepted activity, likewise.
     """
 
     def __init__(
@@ -169,15 +168,13 @@ class Sandbox(Received):
         Tried first are faults with `when`, then those with `times`, each in the order in which they were
         set; last the one without either, of which an endpoint has only one: a new one replaces it.
 
-        Args:
-            fault: What happens.
-            times: To how many requests it happens; `None`: to all, until `clear_faults()`.
-            when: Only to activities for which this returns true; it gets `billing_id`, `user_id` and
-                `activity_type_id`. It runs in the sandbox's thread.
-            endpoint: `activities.add`, `reports.get` or `both`.
+        :param fault: what happens.
+        :param times: to how many requests it happens; None: to all, until ``clear_faults()``.
+        :param when: only to activities for which this returns true; it gets ``billing_id``, ``user_id`` and
+            ``activity_type_id``, and runs in the sandbox's thread.
+        :param endpoint: ``activities.add``, ``reports.get`` or ``both``.
 
-        Raises:
-            ValueError: `times` is below 1, there is no such endpoint, or `when` is to match a report.
+        Raises ``ValueError`` if ``times`` is below 1, there is no such endpoint, or ``when`` is for reports.
         """
         self._faults.add(fault, times=times, when=when, endpoint=endpoint)
 
