@@ -67,6 +67,7 @@ def test_python_runs(block):
         block.document.namespace.clear()
         block.document.namespace["queue"] = queue
         block.evaluate()
+        block.document.namespace["queue"].close()  # a page's own need not say how it ends
 
 
 @pytest.mark.parametrize("line", [line for line in commands() if not ELSEWHERE.match(line)])
