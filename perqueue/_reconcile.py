@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -13,17 +14,20 @@ from perqueue._report import checked_moment
 from perqueue.exceptions import ConfigurationError, PerAPIError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from datetime import datetime
     from pathlib import Path
 
     from perqueue._clock import Clock
-    from perqueue._outbox.tally import Count, Period
+    from perqueue._outbox.tally import Count, Period, Tally
     from perqueue._report import Report
 
     GetReport = Callable[[datetime | str | None, datetime | str | None], Report]
 
 _MOST_TOLERANCE = timedelta(days=1)
+_PAUSES = (0.1, 0.4, 0.0)
+"""Seconds to wait for answers that are on their way, before they are missed."""
+_UNDER_WAY_MS = 60_000
 VerdictName = Literal["match", "explained", "unexplained"]
 
 
@@ -111,11 +115,15 @@ def reconcile(  # noqa: PLR0917 - as they come from the queue
     report = get_report(start, end)
     period = _period(report, start, end, (asked, clock.time_ms()))
     period = period._replace(tolerance=tolerance // timedelta(milliseconds=1))
+    said = {(row.activity_type_id, row.billing_id): row.unique for row in report.rows()}
     with Reader(path) as reader:
-        known = tally(reader, period)
+        for pause in _PAUSES:
+            known = tally(reader, period)
+            if not pause or not _may_be_answered(said, known, asked - period.end):
+                break
+            time.sleep(pause)
     lost = known.lost_through > 0 and known.lost_through >= period.start - period.tolerance - 1
     circumstances = _Circumstances(complete=not (lost or known.damaged), is_over=period.is_over)
-    said = {(row.activity_type_id, row.billing_id): row.unique for row in report.rows()}
     counted = {(count.activity_type_id, count.billing_id): count for count in known.counts}
     rows = [
         _row(key, said.get(key, 0), counted.get(key), circumstances)
@@ -127,6 +135,17 @@ def reconcile(  # noqa: PLR0917 - as they come from the queue
         complete=circumstances.complete,
         damaged=known.damaged,
         _rows=tuple(rows),
+    )
+
+
+def _may_be_answered(said: Mapping[tuple[str, str], int], known: Tally, age: int) -> bool:
+    """Tell whether Per may have counted requests whose answers are only just being written down.
+
+    ``age`` says how long ago the period ended, in milliseconds.
+    """
+    return age < _UNDER_WAY_MS and any(
+        count.pending and said.get((count.activity_type_id, count.billing_id), 0) > count.most
+        for count in known.counts
     )
 
 
