@@ -105,7 +105,7 @@ def test_misuse_and_failure(perqueue, arguments, variables, code):
 
 @pytest.mark.usefixtures("used")
 def test_the_report_of_another_per_is_not_asked_for(perqueue, per):
-    """An outbox is not compared with the report of a Per that it does not belong to: one line, exit code 2."""
+    """An outbox is not compared with the report of a Per that is not its own: one line, exit code 2."""
     result = perqueue("reconcile", PER_BASE_URL="http://127.0.0.1:9")
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
     assert per.url in result.stderr

@@ -181,8 +181,8 @@ def test_a_request_without_an_answer_may_have_counted(book, reason, verdict):
     [
         ("no answer within 10 s", True), ("ReadError: reset", True), ("ConnectionResetError: gone", True),
         ("not an answer of Per's: gzip", True), ("HTTP 200, not an answer of Per's", True),
-        ("HTTP 504", True), ("HTTP 524", True), ("HTTP 503", False), ("perqueue failed: TypeError", True), ("HTTP 429", False), ("ConnectError", False),
-        ("ConnectError: no such host", False), ("rate_limited", False), ("unknown_user", False),
+        ("HTTP 504", True), ("HTTP 524", True), ("HTTP 503", False), ("HTTP 429", False),
+        ("perqueue failed: TypeError", True), ("ConnectError", False), ("ConnectError: no such host", False), ("rate_limited", False), ("unknown_user", False),
     ],
 )  # fmt: skip
 def test_which_failures_may_have_counted(reason, may):
@@ -404,7 +404,7 @@ def test_a_trail_that_lost_nothing_reaches_back_for_ever(book):
 
 @pytest.mark.parametrize(("tolerance", "verdict"), [(0, "unexplained"), (1, "explained")])
 def test_clocks_that_differ_are_tolerated_if_told_so(book, tolerance, verdict):
-    """What was sent half a second before a boundary may count after it, once clocks may differ by a second."""
+    """What was sent half a second before a boundary may count after it, if clocks differ by a second."""
     book.accept(book.record("USER_1", END - HOUR), END - timedelta(seconds=0.5))
     book.says(GROUP=0)
     [row] = book.compare(tolerance=timedelta(seconds=tolerance))

@@ -13,8 +13,8 @@ from perqueue._activity import Event, Settlement, checksum
 from perqueue._audit import history
 from perqueue._outbox import Filter, OperatorOutbox, Reader, trace, trace_one
 from perqueue._outbox.reader import SLICE
-from perqueue._outbox.tally import _ATTEMPTED, _RELEVANT
 from perqueue._outbox.salvage import salvage
+from perqueue._outbox.tally import _ATTEMPTED, _RELEVANT
 from perqueue._outbox.trail import _SLICE, CLOCK_SLACK_MS, bounds
 from perqueue.sandbox import Refuse, Status
 from tests.helpers import Child
@@ -267,7 +267,7 @@ def test_every_attempt_is_told(opened, path):
 
 
 def test_attempts_are_told_in_python(per, make_queue):
-    """`attempts()` has each request for an activity, with its time and its reason; none for one that is not."""
+    """`attempts()` has each request for an activity, with time and reason; none for one that is not there."""
     per.set_fault(Status(503), times=1)
     queue = make_queue()
     queue.record("GROUP_A", "USER_1").wait()
@@ -317,7 +317,7 @@ def test_what_a_salvage_made_has_an_incomplete_trail(opened, path, tmp_path):
 
 @pytest.mark.parametrize("killed_after", range(4))
 def test_a_migration_that_is_killed_is_finished_by_the_next(path, killed_after):
-    """Killed between any two of its steps, a migration leaves a file that the next process brings up to date."""
+    """Killed between any two of its steps, a migration leaves a file that the next process finishes."""
     age(path)
     script = """
         from perqueue._outbox import schema, OperatorOutbox
