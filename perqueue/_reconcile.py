@@ -193,7 +193,7 @@ def _row(
     notes = [] if agree else list(_reasons(per, count, circumstances))
     if not possible:
         notes.append(_riddle(per, count))
-        if not circumstances.is_over:
+        if count.pending and not circumstances.is_over:
             notes.append("the period is not over: what is on its way may be counted already")
     elif not (agree or notes):
         notes.append("the clock of this machine was set back")

@@ -182,7 +182,8 @@ def test_a_request_without_an_answer_may_have_counted(book, reason, verdict):
         ("no answer within 10 s", True), ("ReadError: reset", True), ("ConnectionResetError: gone", True),
         ("not an answer of Per's: gzip", True), ("HTTP 200, not an answer of Per's", True),
         ("HTTP 504", True), ("HTTP 524", True), ("HTTP 503", False), ("HTTP 429", False),
-        ("perqueue failed: TypeError", True), ("ConnectError", False), ("ConnectError: no such host", False), ("rate_limited", False), ("unknown_user", False),
+        ("perqueue failed: TypeError", True), ("ConnectError", False),
+        ("ConnectError: no such host", False), ("rate_limited", False), ("unknown_user", False),
     ],
 )  # fmt: skip
 def test_which_failures_may_have_counted(reason, may):
