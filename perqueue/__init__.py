@@ -9,7 +9,7 @@
 import logging as _logging
 
 from perqueue._activity import Activity
-from perqueue._audit import ActivityRecord
+from perqueue._audit import ActivityRecord, Attempt
 from perqueue._client import AsyncPerClient, PerClient
 from perqueue._receipt import Receipt
 from perqueue._reconcile import Reconciliation, ReconciliationRow
@@ -39,6 +39,7 @@ __all__ = [
     "ActivityRecord",
     "ActivityRejected",
     "AsyncPerClient",
+    "Attempt",
     "AuthenticationError",
     "ConfigurationError",
     "DrainState",

@@ -160,7 +160,7 @@ def _http_date(text: str) -> float | None:
 
 
 _MAY_HAVE_COUNTED = re.compile(
-    r"no answer within |not an answer of Per's|HTTP (2\d\d|408|500|502|504)\b"
+    r"no answer |not an answer of Per's|HTTP (2\d\d|408|5(?!03)\d\d)\b|perqueue failed|the transport raised"
     r"|(?!ConnectError|ConnectTimeout|ConnectionRefused)[A-Z]\w*(Error|Timeout|Read)\b"
 )
 """The reasons with which requests end that may have reached Per all the same."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
 from perqueue._clock import datetime_from_ms, ms_from_datetime
-from perqueue._outbox import Filter, Reader, trace
+from perqueue._outbox import Filter, Reader, trace, trace_one
 from perqueue._report import checked_moment
 from perqueue.exceptions import ConfigurationError
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from perqueue._outbox import Traced
+    from perqueue._outbox import Traced, Try
 
 HISTORY_LIMIT = 10_000
 _LAST_MOMENT = 253_402_300_799_000
@@ -47,6 +47,35 @@ class ActivityRecord:
     """Why it is not accepted: Per's reason, or the last failure's."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One request for one activity."""
+
+    attempted_at: datetime
+    """When it was sent: aware, in UTC."""
+    duration_ms: int
+    """Milliseconds until its answer, or until it was given up."""
+    reason: str | None
+    """Why it brought no acceptance; None if it did."""
+
+
+def attempts(path: Path, activity_id: int) -> list[Attempt]:
+    """See :meth:`perqueue.PerQueue.attempts`."""
+    if not _is_count(activity_id):
+        message = "activity_id must be a whole number"
+        raise ConfigurationError(message)
+    with Reader(path) as reader:
+        found = trace_one(reader, activity_id)
+    return [as_attempt(each) for each in found[1]] if found is not None else []
+
+
+def as_attempt(each: Try) -> Attempt:
+    """Return what is shown of a request."""
+    return Attempt(
+        attempted_at=moment_from_ms(each.attempted_at), duration_ms=each.duration_ms, reason=each.reason
+    )
+
+
 def history(
     path: Path,
     *,
@@ -63,6 +92,9 @@ def history(
     for name, value in ids.items():
         if value is not None and not isinstance(value, str):
             message = f"{name} must be a str, not {type(value).__name__}"
+            raise ConfigurationError(message)
+        if value is not None and not _is_unicode(value):
+            message = f"{name} has a lone surrogate: no activity has such an ID"
             raise ConfigurationError(message)
     if not _is_count(after) or not (limit is None or (_is_count(limit) and limit)):
         message = "after must be a whole number from 0, limit one from 1 or None"
@@ -86,6 +118,14 @@ def as_record(one: Traced) -> ActivityRecord:
         transaction_id=one.transaction_id,
         reason=one.reason,
     )
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_count(value: object) -> bool:

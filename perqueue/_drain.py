@@ -12,7 +12,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from perqueue._activity import Outcome, Verdict
+from perqueue._activity import Event, Outcome, Verdict
 from perqueue._feed import Feed
 from perqueue._judge import Judge
 from perqueue._outbox import Load
@@ -314,6 +314,8 @@ class Drain:
                 outcome = await self._deliver(activity)
             except BaseException as error:
                 if self._is_cancelled():
+                    # Per may have it all the same: who reconciles must know that it was sent.
+                    self._settler.put(activity, Event.DEFER, sent_at, reason="no answer before the end")
                     raise
                 # Whatever a given transport raises, KeyboardInterrupt too: one must not stop the others.
                 reason = f"perqueue failed: {type(error).__name__}"

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 from perqueue._clock import datetime_from_ms, ms_from_datetime
 from perqueue._outbox import Reader
 from perqueue._report import checked_moment
-from perqueue.exceptions import PerAPIError
+from perqueue.exceptions import ConfigurationError, PerAPIError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from datetime import datetime
     from pathlib import Path
 
     from perqueue._clock import Clock
-    from perqueue._outbox.tally import Count, Period
+    from perqueue._outbox.tally import Count, Period, Tally
     from perqueue._report import Report
 
     GetReport = Callable[[datetime | str | None, datetime | str | None], Report]
 
+_MOST_TOLERANCE = timedelta(days=1)
+_PAUSES = (0.1, 0.4, 0.0)
+"""Seconds to wait for answers that are on their way, before they are missed."""
+_UNDER_WAY_MS = 60_000
 VerdictName = Literal["match", "explained", "unexplained"]
 
 
@@ -39,17 +45,19 @@ class ReconciliationRow:
     """Users of whom an activity was recorded in the period."""
     late: int
     """Users with an activity that was recorded before the start or the end, and sent after it: Per dates an
-    activity by its arrival."""
+    activity by its arrival. Of a period that is not over, nothing is late at its end."""
     uncertain: int
     """Users with an activity that was sent before the start or the end, and answered after it: it arrived in
     between."""
     pending: int
-    """Users with an activity recorded in the period that Per has not answered yet."""
+    """Users with an activity recorded in the period that Per has not answered yet; of a period that is not
+    over, that it had not been sent when the report was made."""
     rejected: int
     """Users with an activity recorded in the period that Per refused; discarded and requeued ones count by
     what they are now."""
     verdict: VerdictName
-    """``match``: Per, delivered and recorded are equal. ``explained``: they differ, and the trail says why.
+    """``match``: Per, delivered and recorded are equal, and the same users. ``explained``: they differ, and
+    the trail says why.
     ``unexplained``: Per's number cannot come from this outbox alone."""
     note: str = ""
     """The explanation, or what is missing for one, in words."""
@@ -89,24 +97,33 @@ class Reconciliation(Sequence[ReconciliationRow]):
         return self._rows[index]
 
 
-def reconcile(
+def reconcile(  # noqa: PLR0917 - as they come from the queue
     path: Path,
     get_report: GetReport,
     start: datetime | str | None,
     end: datetime | str | None,
     clock: Clock,
+    tolerance: timedelta = timedelta(0),
 ) -> Reconciliation:
     """See :meth:`perqueue.PerQueue.reconcile`."""
     from perqueue._outbox.tally import tally
 
+    if not (isinstance(tolerance, timedelta) and timedelta(0) <= tolerance <= _MOST_TOLERANCE):
+        message = "tolerance must be a timedelta from 0 to a day"
+        raise ConfigurationError(message)
     asked = clock.time_ms()
     report = get_report(start, end)
     period = _period(report, start, end, (asked, clock.time_ms()))
-    with Reader(path) as reader:
-        known = tally(reader, period)
-    complete = known.lost_through < period.start and not known.damaged
-    circumstances = _Circumstances(complete, is_over=_is_over(_end(report, start, end), asked))
+    period = period._replace(tolerance=tolerance // timedelta(milliseconds=1))
     said = {(row.activity_type_id, row.billing_id): row.unique for row in report.rows()}
+    with Reader(path) as reader:
+        for pause in _PAUSES:
+            known = tally(reader, period)
+            if not pause or not _may_be_answered(said, known, asked - period.end):
+                break
+            time.sleep(pause)
+    lost = known.lost_through > 0 and known.lost_through >= period.start - period.tolerance - 1
+    circumstances = _Circumstances(complete=not (lost or known.damaged), is_over=period.is_over)
     counted = {(count.activity_type_id, count.billing_id): count for count in known.counts}
     rows = [
         _row(key, said.get(key, 0), counted.get(key), circumstances)
@@ -115,9 +132,20 @@ def reconcile(
     return Reconciliation(
         start=datetime_from_ms(period.start),
         end=_end(report, start, end),
-        complete=complete,
+        complete=circumstances.complete,
         damaged=known.damaged,
         _rows=tuple(rows),
+    )
+
+
+def _may_be_answered(said: Mapping[tuple[str, str], int], known: Tally, age: int) -> bool:
+    """Tell whether Per may have counted requests whose answers are only just being written down.
+
+    ``age`` says how long ago the period ended, in milliseconds.
+    """
+    return age < _UNDER_WAY_MS and any(
+        count.pending and said.get((count.activity_type_id, count.billing_id), 0) > count.most
+        for count in known.counts
     )
 
 
@@ -136,13 +164,10 @@ def _period(
         message = "the report does not say which period it is of: name one"
         raise PerAPIError(message)
     if last is None:
-        return Period(ms_from_datetime(first), *asked)
+        return Period(ms_from_datetime(first), *asked, is_over=False)
     ends = ms_from_datetime(last)
-    return Period(ms_from_datetime(first), *(min(ends, moment) for moment in asked))
-
-
-def _is_over(end: datetime | None, now: int) -> bool:
-    return end is not None and ms_from_datetime(end) < now
+    before, after = (min(ends, moment) for moment in asked)
+    return Period(ms_from_datetime(first), before, after, is_over=ends < asked[0])
 
 
 class _Circumstances(NamedTuple):
@@ -159,16 +184,19 @@ def _row(
         from perqueue._outbox.tally import Count
 
         count = Count(*key)
-    agree = per == count.delivered == count.recorded
+    # Equal numbers of different users are no match: somebody was late, and somebody else took the place.
+    agree = per == count.delivered == count.recorded == count.both
     possible = count.least <= per <= count.most
     verdict: VerdictName = "explained" if possible else "unexplained"
     if agree and circumstances.complete:
         verdict = "match"
-    notes = [] if agree else list(_reasons(per, count))
+    notes = [] if agree else list(_reasons(per, count, circumstances))
     if not possible:
         notes.append(_riddle(per, count))
-        if not circumstances.is_over:
+        if count.pending and not circumstances.is_over:
             notes.append("the period is not over: what is on its way may be counted already")
+    elif not (agree or notes):
+        notes.append("the clock of this machine was set back")
     if not circumstances.complete:
         notes.append("trail incomplete")
     return ReconciliationRow(
@@ -186,18 +214,21 @@ def _row(
     )
 
 
-def _reasons(per: int, count: Count) -> Iterator[str]:
+def _reasons(per: int, count: Count, circumstances: _Circumstances) -> Iterator[str]:
     """Yield what makes the numbers differ."""
     if count.late:
         yield f"{count.late} late: recorded before a boundary of the period, sent after it"
     if count.uncertain:
-        yield f"{count.uncertain} uncertain: on the way to Per at a boundary of the period"
+        when = "at a boundary of the period" if circumstances.is_over else "when the report was made"
+        yield f"{count.uncertain} uncertain: on the way to Per {when}"
     if count.pending:
         yield f"{count.pending} pending"
     if count.rejected:
         yield f"{count.rejected} rejected"
     if count.unanswered and count.delivered < per <= count.most:
         yield f"{count.unanswered} with a request that Per did not answer, and may have counted"
+    if count.at_the_edge and per != count.delivered and count.least <= per <= count.most:
+        yield f"{count.at_the_edge} so near to a boundary that the clocks decide on which side"
 
 
 def _riddle(per: int, count: Count) -> str:

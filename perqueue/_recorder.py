@@ -6,6 +6,7 @@ import logging
 import time
 import weakref
 from contextlib import suppress
+from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 from perqueue import _ending, _fork, _threads
@@ -32,13 +33,13 @@ if TYPE_CHECKING:
     import os
     import ssl
     from collections.abc import Callable
-    from datetime import datetime, timedelta
+    from datetime import datetime
     from types import TracebackType
     from typing import Self
 
     import httpx
 
-    from perqueue._audit import ActivityRecord
+    from perqueue._audit import ActivityRecord, Attempt
     from perqueue._coalescer import Coalescer
     from perqueue._outbox import Settled
     from perqueue._receipt import Listener
@@ -455,14 +456,32 @@ class PerQueue:
             limit=limit,
         )
 
+    def attempts(self, activity_id: int) -> list[Attempt]:
+        """Return every request for one activity of :meth:`history`, oldest first.
+
+        The one that Per accepted is the last, and the only one without a ``reason``. Empty for one that was
+        never sent, or is not there (any more). Raises as :meth:`history`.
+        """
+        if self._closed:
+            self._refuse()
+        from perqueue._audit import attempts
+
+        return attempts(self._settings.outbox, activity_id)
+
     def reconcile(
-        self, start: datetime | str | None = None, end: datetime | str | None = None
+        self,
+        start: datetime | str | None = None,
+        end: datetime | str | None = None,
+        *,
+        tolerance: timedelta = timedelta(0),
     ) -> Reconciliation:
         """Ask Per for its report of a period, and explain it by the audit trail.
 
         Dates as for :meth:`get_report`: none is the whole prior calendar month. For each activity type and
         billing ID there is a :class:`~perqueue.ReconciliationRow` with Per's number beside what was
-        recorded and delivered here, and a verdict. Best asked for a period that is over.
+        recorded and delivered here, and a verdict. Best asked for a period that is over. ``tolerance`` is
+        how far Per's clock may differ from this machine's: what happened so near to a boundary may count on
+        either side of it.
 
         Reads all that is kept up to the end of the period, in short steps: minutes for tens of millions, in
         the calling thread. Raises what :meth:`get_report` raises, and :class:`~perqueue.OutboxError`.
@@ -471,7 +490,19 @@ class PerQueue:
             self._refuse()
         from perqueue._reconcile import reconcile
 
-        return reconcile(self._settings.outbox, self._reporter.get_report, start, end, self._clock)
+        return reconcile(self._settings.outbox, self._reporter.get_report, start, end, self._clock, tolerance)
+
+    async def areconcile(
+        self,
+        start: datetime | str | None = None,
+        end: datetime | str | None = None,
+        *,
+        tolerance: timedelta = timedelta(0),
+    ) -> Reconciliation:
+        """Do as :meth:`reconcile`, in a thread, without blocking the event loop."""
+        import asyncio
+
+        return await asyncio.to_thread(self.reconcile, start, end, tolerance=tolerance)
 
     # -- ending
 

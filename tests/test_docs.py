@@ -10,6 +10,7 @@ from contextlib import suppress
 
 import pytest
 
+import perqueue
 from perqueue import ActivityRejected, PerQueue
 from perqueue.sandbox import Refuse
 from tests.helpers import Lines
@@ -121,3 +122,10 @@ def test_links_lead_somewhere(page):
 def _headings(path):
     titles = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_the_reference_has_every_public_name():
+    """What can be imported from `perqueue` stands in the reference."""
+    text = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\.\. auto(?:class|exception):: (\w+)$", text, re.MULTILINE)
+    assert set(perqueue.__all__) - {"__version__"} <= set(shown)

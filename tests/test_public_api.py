@@ -35,6 +35,7 @@ def test_the_public_names_are_those_of_the_contract():
         "ActivityRecord",
         "ActivityRejected",
         "AsyncPerClient",
+        "Attempt",
         "AuthenticationError",
         "ConfigurationError",
         "DrainState",

@@ -330,7 +330,7 @@ class _Salvage:
             (
                 last if fresh is None else fresh - 1,
                 *(accepted, rejected, discarded, damaged, missing, pruned, len(self._refusals)),
-                SYSTEM_CLOCK.time_ms() if absent + damaged + outcomes_only else 0,
+                SYSTEM_CLOCK.time_ms(),  # outcomes and attempts may be lost without a gap that shows it
             ),
         )
         (origin,) = one_row(self._connection, "SELECT origin FROM perqueue_outbox")

@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from perqueue._activity import State
 from perqueue._answers import may_have_counted
-from perqueue._outbox.trail import TRACE, bounds, traced
+from perqueue._outbox.trail import STORED, bounds, state_of
 from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from perqueue._outbox.reader import Reader
-    from perqueue._outbox.trail import Traced
+
+    Key = tuple[str, str, str]
 
 # Of what was recorded long before, most was settled long before: those are left out by SQLite itself.
 _RELEVANT = (
-    f"{TRACE} WHERE a.id BETWEEN ? AND ? AND (a.recorded_at >= ? OR s.settled_at >= ?"
+    f"{STORED} WHERE a.id BETWEEN ? AND ? AND (a.recorded_at >= ? OR s.settled_at >= ?"
     " OR s.activity_id IS NULL) ORDER BY a.id"
 )
 _ATTEMPTED = (
@@ -39,6 +40,12 @@ _TABLE = (
 _ADD = "INSERT INTO did VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET what = what | excluded.what"
 
 
+_MOST_GATHERED = 50_000
+"""Users whose doings are kept in memory before they are stored: most are active again and again."""
+_ROUNDING_MS = 1
+"""How far a stored time and a duration, in whole milliseconds, may lie beside the moment of sending."""
+
+
 class Period(NamedTuple):
     """From when to when, both included, in milliseconds since the epoch."""
 
@@ -47,6 +54,10 @@ class Period(NamedTuple):
     """What arrived later is not in it for certain."""
     end_at_most: int
     """Later than ``end`` if the report was made before the period was over: between the two, who knows."""
+    is_over: bool = True
+    """Whether the period had ended when the report was made; otherwise its end is that moment."""
+    tolerance: int = 0
+    """How far Per's clock may differ from the one of the outbox."""
 
 
 # What a user's activities of one type did, as far as a period is concerned. Plain numbers: an
@@ -56,15 +67,19 @@ _RECORDED = 1
 _DELIVERED = 2
 """Was accepted in it, by the time of Per's answer."""
 _ARRIVED = 4
-"""Was sent and accepted in it: Per has it in there."""
-_STRADDLED = 8
+"""Was sent and accepted in it, and not at its very edge: Per has it in there."""
+_POSSIBLE = 8
+"""Was accepted, and not certainly outside: Per may have it in there."""
+_STRADDLED = 16
 """Was sent on one side of a boundary and accepted on the other."""
-_UNANSWERED = 16
+_AT_THE_EDGE = 32
+"""Was sent and accepted on one side of a boundary, but so near that the clocks decide on which."""
+_UNANSWERED = 64
 """Was sent in it without an answer: Per may have counted it."""
-_LATE = 32
+_LATE = 128
 """Was recorded before a boundary of it and sent after that."""
-_PENDING = 64
-_REJECTED = 128
+_PENDING = 256
+_REJECTED = 512
 
 _SHOWN = (
     _RECORDED,
@@ -74,12 +89,14 @@ _SHOWN = (
     _PENDING,
     _REJECTED,
     _ARRIVED,
-    _ARRIVED | _STRADDLED | _UNANSWERED,
+    _POSSIBLE | _UNANSWERED,
     _UNANSWERED,
+    _AT_THE_EDGE,
 )
+_BOTH = _RECORDED | _DELIVERED
 _COUNT = (
-    f"SELECT kind, billing_id, {', '.join(f'count(nullif(what & {flags}, 0))' for flags in _SHOWN)}"
-    " FROM did GROUP BY kind, billing_id"
+    f"SELECT kind, billing_id, {', '.join(f'count(nullif(what & {flags}, 0))' for flags in _SHOWN)},"
+    f" sum(what & {_BOTH} = {_BOTH}) FROM did GROUP BY kind, billing_id"
 )
 
 
@@ -100,6 +117,10 @@ class Count(NamedTuple):
     """Users that Per can have counted."""
     unanswered: int = 0
     """Users with a request that ended without an answer."""
+    at_the_edge: int = 0
+    """Users with an activity that the clocks put on one side of a boundary, if they are right."""
+    both: int = 0
+    """Users that were recorded and delivered."""
 
 
 class Tally(NamedTuple):
@@ -118,17 +139,18 @@ def tally(reader: Reader, period: Period) -> Tally:
     Raises :class:`~perqueue.OutboxError`, also if there is no room for what does not fit into memory.
     """
     damaged = 0
-    first, last = bounds(reader, None, period.end_at_most + 1)
+    did: dict[Key, int] = defaultdict(int)
+    first, last = bounds(reader, None, period.end_at_most + period.tolerance + 2 * _ROUNDING_MS)
     with _room(), closing(sqlite3.connect("", isolation_level=None)) as gathered:
         for pragma in ("journal_mode = OFF", "cache_size = -65536"):
             gathered.execute(f"PRAGMA {pragma}")
         gathered.execute(_TABLE)
         for low, high in reader.slices(first - 1, last):
-            did, bad = _look(reader, period, low, high)
-            damaged += bad
-            gathered.execute("BEGIN")
-            gathered.executemany(_ADD, [(*key, what) for key, what in did.items()])
-            gathered.execute("COMMIT")
+            damaged += _look(reader, period, (low, high), did)
+            if len(did) >= _MOST_GATHERED:
+                _store(gathered, did)
+                did.clear()
+        _store(gathered, did)
         counts = [Count(*row) for row in gathered.execute(_COUNT)]
     ((lost_through,),) = reader.rows(_LOST)  # last, for what was pruned meanwhile
     return Tally(counts, lost_through, damaged)
@@ -143,40 +165,72 @@ def _room() -> Iterator[None]:
         raise OutboxError(message) from error
 
 
-def _look(reader: Reader, period: Period, low: int, high: int) -> tuple[dict[tuple[str, str, str], int], int]:
-    """Return what users did in a range of numbers, and how many activities are damaged."""
+def _store(gathered: sqlite3.Connection, did: Mapping[Key, int]) -> None:
+    gathered.execute("BEGIN")
+    gathered.executemany(_ADD, [(*key, what) for key, what in did.items()])
+    gathered.execute("COMMIT")
+
+
+def _look(reader: Reader, period: Period, numbers: tuple[int, int], did: dict[Key, int]) -> int:
+    """Add what users did in a range of numbers, and return how many activities are damaged."""
+    certain = edges(period)
     unanswered = {
         activity_id
-        for activity_id, reason in reader.rows(_ATTEMPTED, (low, high, period.end_at_most, period.start))
+        for activity_id, reason in reader.rows(_ATTEMPTED, (*numbers, certain.latest, certain.earliest))
         if isinstance(reason, str) and may_have_counted(reason)
     }
-    did: dict[tuple[str, str, str], int] = defaultdict(int)
     damaged = 0
-    for row in reader.rows(_RELEVANT, (low, high, period.start, period.start)):
-        one = traced(row)
-        if one.state is State.DAMAGED:
+    for row in reader.rows(_RELEVANT, (*numbers, certain.earliest, certain.earliest)):
+        state = state_of(row)
+        if state is State.DAMAGED:
             damaged += 1
             continue
-        what = _what(one, period)
-        if one.id in unanswered:
+        activity_id, billing_id, user_id, kind, recorded_at = row[:5]
+        what = _RECORDED if period.start <= recorded_at <= period.end else 0
+        if state is State.ACCEPTED:
+            what |= _arrival(period, certain, recorded_at, row[8], _sound(row[12]))
+        elif what:
+            what |= _PENDING if state is State.PENDING else _REJECTED
+        if activity_id in unanswered:
             what |= _UNANSWERED
         if what:
-            did[one.activity_type_id, one.billing_id, one.user_id] |= what
-    return did, damaged
+            did[kind, billing_id, user_id] |= what
+    return damaged
 
 
-def _what(one: Traced, period: Period) -> int:
-    recorded = period.start <= one.recorded_at <= period.end
-    what = _RECORDED if recorded else 0
-    if one.state is not State.ACCEPTED or one.settled_at is None:
-        return what | (_PENDING if one.state is State.PENDING else _REJECTED) if recorded else what
-    answered, sent = one.settled_at, one.settled_at - (one.duration_ms or 0)
-    if sent > period.end_at_most:
-        return what | _LATE if recorded else what
-    if answered < period.start:
-        return what
-    if one.recorded_at < period.start <= sent:
-        what |= _LATE
-    if answered <= period.end:
-        what |= _DELIVERED
-    return what | (_ARRIVED if sent >= period.start and answered <= period.end else _STRADDLED)
+def _sound(duration: object) -> int:
+    return max(0, duration) if isinstance(duration, int) else 0  # no checksum covers it
+
+
+class Edges(NamedTuple):
+    """Between which moments an activity was certainly in a period, and beyond which it was certainly not."""
+
+    earliest: int
+    first: int
+    last: int
+    latest: int
+
+
+def edges(period: Period) -> Edges:
+    """Return them; only of a report's own moment do the clocks need no tolerance."""
+    before = _ROUNDING_MS + period.tolerance
+    after = _ROUNDING_MS + (period.tolerance if period.is_over else 0)
+    return Edges(period.start - before, period.start + before, period.end - after, period.end_at_most + after)
+
+
+def _arrival(period: Period, certain: Edges, recorded_at: int, answered: int, duration: int) -> int:
+    """Return where an accepted activity lies: it arrived between sending and answer."""
+    start, end, end_at_most, is_over, _ = period
+    sent = answered - duration
+    if certain.first <= sent and answered <= certain.last:
+        return _DELIVERED | _ARRIVED | _POSSIBLE | (_LATE if recorded_at < start else 0)
+    what = _POSSIBLE if certain.earliest <= answered and sent <= certain.latest else 0
+    if start <= answered and sent <= end_at_most:
+        what |= _DELIVERED if answered <= end else 0
+        what |= _LATE if recorded_at < start <= sent else 0
+        what |= _AT_THE_EDGE if start <= sent and answered <= end else _STRADDLED
+    elif what:
+        what |= _AT_THE_EDGE
+    if sent > end_at_most and start <= recorded_at <= end:
+        what |= _LATE if is_over else _PENDING  # it was, when the report was made
+    return what

@@ -20,13 +20,18 @@ CLOCK_SLACK_MS = 86_400_000
 _PROBE = 8
 """Rows among which a search by time looks for one that is sound."""
 
+_COLUMNS = (
+    "a.id, a.billing_id, a.user_id, a.activity_type_id, a.recorded_at, a.checksum,"
+    " s.activity_id, s.state, s.settled_at, s.transaction_id, s.reason, s.checksum, s.duration_ms"
+)
+_TABLES = "perqueue_activity a LEFT JOIN perqueue_settlement s ON s.activity_id = a.id"
+STORED = f"SELECT {_COLUMNS} FROM {_TABLES}"
+"""What :func:`state_of` judges, and how long the request took that settled it."""
 TRACE = (
-    "SELECT a.id, a.billing_id, a.user_id, a.activity_type_id, a.recorded_at, a.checksum,"
-    " s.activity_id, s.state, s.settled_at, s.transaction_id, s.reason, s.checksum, s.duration_ms,"
+    f"SELECT {_COLUMNS},"
     " coalesce(s.attempts, (SELECT count(*) FROM perqueue_attempt t WHERE t.activity_id = a.id)),"
     " CASE WHEN s.activity_id IS NULL THEN (SELECT t.reason FROM perqueue_attempt t"
-    " WHERE t.activity_id = a.id ORDER BY t.id DESC LIMIT 1) END"
-    " FROM perqueue_activity a LEFT JOIN perqueue_settlement s ON s.activity_id = a.id"
+    f" WHERE t.activity_id = a.id ORDER BY t.id DESC LIMIT 1) END FROM {_TABLES}"
 )
 _ONE = f"{TRACE} WHERE a.id = ?"
 _SLICE = f"{TRACE} WHERE a.id BETWEEN ? AND ?{{filters}} ORDER BY a.id LIMIT ?"
@@ -42,6 +47,7 @@ _ATTEMPTS = (
     "SELECT attempted_at, duration_ms, reason FROM perqueue_attempt WHERE activity_id = ? ORDER BY id LIMIT ?"
 )
 _MOST_ATTEMPTS = 100_000
+_STATES = tuple(State)  # by their numbers: several times as fast as State(number)
 
 
 class Traced(NamedTuple):
@@ -174,10 +180,24 @@ def traced(row: Sequence[Any]) -> Traced:
     )
 
 
+def state_of(row: Sequence[Any]) -> State:
+    """Return the state of a row of :data:`STORED`: damaged, if anything in it is not what was stored."""
+    if not is_as_recorded(row[1:6]):
+        return State.DAMAGED
+    if row[6] is None:
+        return State.PENDING
+    return _STATES[row[7]] if is_sound(row[6:12]) else State.DAMAGED
+
+
 def is_as_recorded(row: Sequence[Any]) -> bool:
     """Tell whether billing ID, user ID, activity type, time and checksum are those that were stored."""
     billing_id, user_id, kind, recorded_at, check = row
-    if not (isinstance(recorded_at, int) and all(isinstance(text, str) for text in row[:3])):
+    if not (
+        isinstance(recorded_at, int)
+        and isinstance(billing_id, str)
+        and isinstance(user_id, str)
+        and isinstance(kind, str)
+    ):
         return False
     return bool(check == checksum(billing_id, user_id, kind, recorded_at))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from datetime import UTC, date, datetime, time
 from typing import TYPE_CHECKING
 
@@ -92,9 +93,9 @@ def moment(text: str | None, edge: time = time.min) -> datetime | str | None:
     """Return a date as a moment; what is no date is for the library to judge."""
     if text is None:
         return None
+    with suppress(ValueError):  # 20181201, too
+        return datetime.combine(date.fromisoformat(text), edge, UTC)
     try:
-        if len(text) == 10:
-            return datetime.combine(date.fromisoformat(text), edge, UTC)
         parsed = datetime.fromisoformat(text)
     except ValueError:
         return text

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from perqueue._audit import ActivityRecord
-    from perqueue._outbox import Try
+    from perqueue._audit import ActivityRecord, Attempt
 
 _PAGE = 1000
 _TABLE_LIMIT = 1000
@@ -147,7 +146,7 @@ def _as_table(records: list[ActivityRecord], hidden: list[str]) -> None:
 
 
 def _show_one(path: Path, number: int, *, as_json: bool) -> None:
-    from perqueue._audit import as_record
+    from perqueue._audit import as_attempt, as_record
     from perqueue._outbox import Reader, trace_one
 
     with Reader(path) as reader:
@@ -157,7 +156,7 @@ def _show_one(path: Path, number: int, *, as_json: bool) -> None:
             f"there is no activity {number} in this outbox: it was never recorded, or deleted in its time"
         )
         raise Failure(message)
-    record, tries = _plain(as_record(found[0])), found[1]
+    record, tries = _plain(as_record(found[0])), [as_attempt(each) for each in found[1]]
     if as_json:
         _print.as_json(record | {"attempt_log": [_attempt(each) for each in tries]})
         return
@@ -169,19 +168,9 @@ def _show_one(path: Path, number: int, *, as_json: bool) -> None:
         _print.table(["attempted_at", "took", "result"], [_attempt_row(each) for each in tries])
 
 
-def _attempt(each: Try) -> dict[str, Any]:
-    return {
-        "attempted_at": _print.iso(_time(each)),
-        "duration_ms": each.duration_ms,
-        "reason": each.reason,
-    }
+def _attempt(each: Attempt) -> dict[str, Any]:
+    return asdict(each) | {"attempted_at": _print.iso(each.attempted_at)}
 
 
-def _attempt_row(each: Try) -> list[Any]:
-    return [_print.iso(_time(each)), f"{each.duration_ms:,} ms", each.reason or "accepted"]
-
-
-def _time(each: Try) -> Any:
-    from perqueue._audit import moment_from_ms
-
-    return moment_from_ms(each.attempted_at)
+def _attempt_row(each: Attempt) -> list[Any]:
+    return [_print.iso(each.attempted_at), f"{each.duration_ms:,} ms", each.reason or "accepted"]

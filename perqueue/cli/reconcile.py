@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
-from datetime import time
+from datetime import time, timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from perqueue.cli import _print
-from perqueue.cli._failure import NOT_DONE
+from perqueue.cli._failure import NOT_DONE, Misuse
 from perqueue.cli._options import (
+    DURATION,
     examples,
     json_option,
     moment,
@@ -20,6 +22,8 @@ from perqueue.cli._options import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from perqueue._reconcile import Reconciliation
 
 _HEADINGS = {
@@ -47,10 +51,23 @@ _ONLY_IF_ANY = ("late", "uncertain", "pending", "rejected")
 @outbox_option
 @click.option("--start", metavar="DATE", help="First moment: 2018-12-01 or 2018-12-01T00:00:00Z.")
 @click.option("--end", metavar="DATE", help="Last moment; a bare date includes that day. Needs --start.")
+@click.option(
+    "--tolerance",
+    type=DURATION,
+    default=0,
+    metavar="DURATION",
+    help="How far Per's clock may differ from this machine's: 1s, 2m. [default: not at all]",
+)
 @json_option
 @click.pass_context
 def reconcile(
-    context: click.Context, outbox: str, start: str | None, end: str | None, *, as_json: bool
+    context: click.Context,
+    outbox: str,
+    start: str | None,
+    end: str | None,
+    tolerance: float,
+    *,
+    as_json: bool,
 ) -> None:
     """Compare Per's report with what this outbox recorded and delivered, and explain each difference.
 
@@ -66,19 +83,35 @@ def reconcile(
         raise click.UsageError("--end needs --start.")
     need_token("PER_REPORTING_TOKEN", "reporting")
     path = outbox_to_read(outbox)
-
+    _check_origin(path)
     from perqueue._client import PerClient
     from perqueue._clock import SYSTEM_CLOCK
     from perqueue._reconcile import reconcile as compare
 
     with PerClient() as per:
-        found = compare(path, per.get_report, moment(start), moment(end, time.max), SYSTEM_CLOCK)
+        period = moment(start), moment(end, time.max)
+        found = compare(path, per.get_report, *period, SYSTEM_CLOCK, timedelta(seconds=tolerance))
     if as_json:
         _print.as_json(_plain(found))
     else:
         _show(found)
     if found.unexplained:
         context.exit(NOT_DONE)
+
+
+def _check_origin(path: Path) -> None:
+    """Refuse to compare an outbox with the report of a Per that it does not deliver to."""
+    from perqueue._outbox import Reader
+    from perqueue._settings import DEFAULT_BASE_URL, _base_url, origin_of
+
+    asked = origin_of(_base_url(os.environ.get("PER_BASE_URL") or DEFAULT_BASE_URL))
+    with Reader(path) as reader:
+        row = reader.row("SELECT origin FROM perqueue_outbox")
+    if row is not None and row[0] not in (None, asked):
+        message = (
+            f"this outbox belongs to {row[0]}, not to {asked}: PER_BASE_URL says whose report is asked for"
+        )
+        raise Misuse(message)
 
 
 def _plain(found: Reconciliation) -> dict[str, Any]:

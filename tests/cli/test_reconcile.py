@@ -103,6 +103,23 @@ def test_misuse_and_failure(perqueue, arguments, variables, code):
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (code, "", 1)
 
 
+@pytest.mark.usefixtures("used")
+def test_the_report_of_another_per_is_not_asked_for(perqueue, per):
+    """An outbox is not compared with the report of a Per that is not its own: one line, exit code 2."""
+    result = perqueue("reconcile", PER_BASE_URL="http://127.0.0.1:9")
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert per.url in result.stderr
+
+
+@pytest.mark.usefixtures("used")
+def test_a_date_without_hyphens_is_a_whole_day_too(perqueue, per):
+    """`--end 20181231` includes that day, as `--end 2018-12-31` does."""
+    perqueue("reconcile", "--start", "20181201", "--end", "20181231", "--tolerance", "1s")
+    assert per.request_log[-1].parameters == {
+        "start": "2018-12-01T00:00:00Z", "end": "2018-12-31T23:59:59.999Z"
+    }  # fmt: skip
+
+
 def test_a_bill_is_traced_to_single_activities(perqueue, per):
     """Behind each number of the report stand activities with Per's transaction IDs."""
     for user in ("USER_1", "USER_1", "USER_2"):

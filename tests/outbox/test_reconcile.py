@@ -1,5 +1,6 @@
 """Per's report and the outbox are brought together, and what does not fit is not talked away."""
 
+import asyncio
 import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -59,11 +60,11 @@ class Book:
         """Have Per report so many unique users of these billing IDs."""
         self.said = {billing_id: {"unique": count} for billing_id, count in unique.items()}
 
-    def compare(self, start=START, end=END, now=END + HOUR):
+    def compare(self, start=START, end=END, now=END + HOUR, tolerance=timedelta(0)):
         types = {"TYPE": {"billingIds": self.said}} if self.said else {}
         raw = {"start": START.isoformat(), "end": END.isoformat(), "activityTypes": types}
         clock = Clock(wall=now.timestamp)
-        return reconcile(self.path, lambda *_: Report(raw), start, end, clock)
+        return reconcile(self.path, lambda *_: Report(raw), start, end, clock, tolerance)
 
     def row(self):
         """Return the only row: its numbers in the order of their columns, verdict and note."""
@@ -180,7 +181,8 @@ def test_a_request_without_an_answer_may_have_counted(book, reason, verdict):
     [
         ("no answer within 10 s", True), ("ReadError: reset", True), ("ConnectionResetError: gone", True),
         ("not an answer of Per's: gzip", True), ("HTTP 200, not an answer of Per's", True),
-        ("HTTP 504", True), ("HTTP 503", False), ("HTTP 429", False), ("ConnectError", False),
+        ("HTTP 504", True), ("HTTP 524", True), ("HTTP 503", False), ("HTTP 429", False),
+        ("perqueue failed: TypeError", True), ("ConnectError", False),
         ("ConnectError: no such host", False), ("rate_limited", False), ("unknown_user", False),
     ],
 )  # fmt: skip
@@ -240,7 +242,8 @@ def test_a_report_of_a_period_that_is_not_over(book):
         book.says(GROUP=per)
         for end in (END, None):
             [row] = book.compare(end=end, now=now)
-            assert (row.verdict, row.uncertain, row.late) == (verdict, 1, 1)
+            # Nothing is late yet: the end of the period is to come.
+            assert (row.verdict, row.uncertain, row.pending, row.late) == (verdict, 1, 1, 0)
     assert "not over" in row.note
 
 
@@ -381,3 +384,64 @@ def test_reconcile_raises_what_a_report_raises(make_queue, per):
     per.go_down()
     with pytest.raises(PerQueueError):
         queue.reconcile(START, END)
+
+
+def test_equal_numbers_of_other_users_are_no_match(book):
+    """One late into the period and one late out of it make equal numbers: explained, and no match."""
+    book.accept(book.record("USER_1", START - HOUR), START + HOUR)
+    book.accept(book.record("USER_2", END - HOUR), END + HOUR)
+    book.says(GROUP=1)
+    assert book.row()[:2] == ((1, 1, 1, 2, 0, 0, 0), "explained")
+
+
+def test_a_trail_that_lost_nothing_reaches_back_for_ever(book):
+    """Asked from the epoch, or from before it, an outbox that pruned nothing is complete."""
+    book.accept(book.record("USER_1", START), START + HOUR)
+    book.says(GROUP=1)
+    for first in (datetime(1970, 1, 1, tzinfo=UTC), datetime(1, 1, 1, tzinfo=UTC)):
+        found = book.compare(start=first)
+        assert (found.complete, found[0].verdict) == (True, "match")
+
+
+@pytest.mark.parametrize(("tolerance", "verdict"), [(0, "unexplained"), (1, "explained")])
+def test_clocks_that_differ_are_tolerated_if_told_so(book, tolerance, verdict):
+    """What was sent half a second before a boundary may count after it, if clocks differ by a second."""
+    book.accept(book.record("USER_1", END - HOUR), END - timedelta(seconds=0.5))
+    book.says(GROUP=0)
+    [row] = book.compare(tolerance=timedelta(seconds=tolerance))
+    assert (row.verdict, row.delivered_unique, row.uncertain) == (verdict, 1, 0)
+    assert ("clocks decide" in row.note) is (verdict == "explained")
+    with pytest.raises(ConfigurationError):
+        book.compare(tolerance=1)
+
+
+def test_a_running_delivery_raises_no_alarm(make_queue, per, until):
+    """Asked in the middle of delivering, what Per has already and the outbox not yet is no difference."""
+    queue = make_queue()
+    start = now()
+    for n in range(300):
+        queue.record("GROUP_A", f"USER_{n}")
+    verdicts = set()
+    while queue.stats().pending:
+        verdicts |= {row.verdict for row in queue.reconcile(start)}
+    assert "unexplained" not in verdicts
+    [row] = asyncio.run(queue.areconcile(start))
+    assert (row.verdict, row.per_unique) == ("match", 300)
+
+
+def test_a_request_that_close_gave_up_may_have_counted(make_queue, per, until):
+    """A request under way when the queue was closed is an attempt, and explains what Per counted."""
+    per.set_fault(Hang(accept=True))
+    queue = make_queue(exit_timeout=0.1)
+    start = now()
+    queue.record("GROUP_A", "USER_1")
+    until(lambda: per.accepted == 1)
+    queue.close()
+    boundary = now()
+    per.clear_faults()
+    per.release()
+    queue = make_queue()
+    queue.flush()
+    [row] = queue.reconcile(start, boundary)
+    assert (row.per_unique, row.delivered_unique, row.late, row.verdict) == (1, 0, 1, "explained")
+    assert [attempt.reason for attempt in queue.attempts(1)] == ["no answer before the end", None]

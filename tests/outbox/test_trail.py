@@ -13,9 +13,11 @@ from perqueue._activity import Event, Settlement, checksum
 from perqueue._audit import history
 from perqueue._outbox import Filter, OperatorOutbox, Reader, trace, trace_one
 from perqueue._outbox.reader import SLICE
+from perqueue._outbox.salvage import salvage
 from perqueue._outbox.tally import _ATTEMPTED, _RELEVANT
 from perqueue._outbox.trail import _SLICE, CLOCK_SLACK_MS, bounds
 from perqueue.sandbox import Refuse, Status
+from tests.helpers import Child
 
 ORIGIN = "https://api.useper.com"
 NOW = 1_700_000_000_000
@@ -130,7 +132,7 @@ def test_wrong_filters_are_refused(make_queue):
     queue = make_queue(drain=False)
     for wrong in (
         {"user_id": 7}, {"since": "yesterday"}, {"since": datetime(2026, 1, 1)},  # noqa: DTZ001
-        {"limit": 0}, {"limit": True}, {"after": -1},
+        {"user_id": "\ud800"}, {"limit": 0}, {"limit": True}, {"after": -1},
     ):  # fmt: skip
         with pytest.raises(ConfigurationError):
             queue.history(**wrong)
@@ -264,6 +266,21 @@ def test_every_attempt_is_told(opened, path):
     ]
 
 
+def test_attempts_are_told_in_python(per, make_queue):
+    """`attempts()` has each request for an activity, with time and reason; none for one that is not there."""
+    per.set_fault(Status(503), times=1)
+    queue = make_queue()
+    queue.record("GROUP_A", "USER_1").wait()
+    failed, accepted = queue.attempts(1)
+    [record] = queue.history()
+    assert record.attempts == 2
+    assert (failed.reason, accepted.reason) == ("HTTP 503", None)
+    assert record.recorded_at <= failed.attempted_at < accepted.attempted_at <= record.settled_at
+    assert queue.attempts(2) == []
+    with pytest.raises(ConfigurationError):
+        queue.attempts("1")
+
+
 def test_history_beside_a_busy_recorder(make_queue):
     """Histories asked for while other threads record are each a true beginning of the next."""
     queue = make_queue(drain=False)
@@ -283,6 +300,56 @@ def test_history_beside_a_busy_recorder(make_queue):
     for thread in threads:
         thread.join()
     assert lengths == sorted(lengths)
+
+
+def test_what_a_salvage_made_has_an_incomplete_trail(opened, path, tmp_path):
+    """Outcomes may be lost without a gap that shows it: what is before a salvage is never called complete."""
+    opened.append("GROUP", "USER", "TYPE", NOW)
+    settle(opened, opened.claim(0, 1)[0], Event.ACCEPT, transaction_id="T")
+    opened.close()
+    damage(path, "DELETE FROM perqueue_settlement")
+    found = salvage(path, tmp_path / "new.db")
+    assert (found.pending, found.missing, found.damaged) == (1, 0, 0)
+    with Reader(tmp_path / "new.db") as reader:
+        [(lost,)] = reader.rows("SELECT trail_lost_through FROM perqueue_drain")
+    assert lost > NOW
+
+
+@pytest.mark.parametrize("killed_after", range(4))
+def test_a_migration_that_is_killed_is_finished_by_the_next(path, killed_after):
+    """Killed between any two of its steps, a migration leaves a file that the next process finishes."""
+    age(path)
+    script = """
+        from perqueue._outbox import schema, OperatorOutbox
+        from pathlib import Path
+        steps = iter(range(int(sys.argv[2])))
+        def maybe_die(f):
+            def step(*a, **k):
+                if next(steps, None) is None:
+                    os.kill(os.getpid(), 9)
+                return f(*a, **k)
+            return step
+        kind = type(schema.migrations)
+        kind._record_applied = maybe_die(kind._record_applied)
+        schema.Database.atomic = maybe_die(schema.Database.atomic)
+        OperatorOutbox(Path(sys.argv[1]), None).close()
+        """
+    with Child(script, path, killed_after, measured=False) as child:
+        assert child.wait() == -9
+    with closing(OperatorOutbox(path, None)) as opened:
+        assert opened.position().last_id == 1
+        assert opened.append("GROUP", "USER", "TYPE", NOW) == 2
+    assert [record.id for record in history(path)] == [1, 2]
+
+
+def age(path):
+    """Make a file of the first schema, with one activity."""
+    with closing(OperatorOutbox(path, ORIGIN)) as opened:
+        opened.append("GROUP", "USER", "TYPE", NOW)
+    for column in ("trail_lost_through", "in_flight", "in_flight_limit", "rate_limit"):
+        damage(path, f"ALTER TABLE perqueue_drain DROP COLUMN {column}")
+    damage(path, "DELETE FROM perqueue_migrations WHERE name <> 'create_outbox'")
+    damage(path, "UPDATE perqueue_outbox SET schema_version = 1")
 
 
 def test_an_older_outbox_is_brought_up_to_date(path, per, make_queue):

@@ -16,6 +16,7 @@ from perqueue import (
     ActivityRecord,
     ActivityRejected,
     AsyncPerClient,
+    Attempt,
     AuthenticationError,
     ConfigurationError,
     DrainState,
@@ -158,6 +159,7 @@ def a_report(queue: PerQueue) -> None:
 def an_audit(queue: PerQueue) -> None:
     start = datetime(2018, 12, 1, tzinfo=UTC)
     assert_type(queue.history(), list[ActivityRecord])
+    assert_type(queue.attempts(1), list[Attempt])
     records = queue.history(user_id="USER_1", billing_id="GROUP_A", since=start, limit=None)
     for record in records:
         assert_type((record.id, record.billing_id, record.user_id), tuple[int, str, str])
