@@ -297,3 +297,36 @@ def test_child_environment_leads_to_the_outbox(path):
         child.succeed()
     with closing(make(path)) as outbox:
         assert outbox.position().pending == 1
+
+
+@pytest.mark.parametrize("what", ["vacuumed", "moved", "moved after kill -9"])
+def test_file_is_kept_in_order_by_its_owner(what, outbox, make_queue, per, tmp_path):
+    """An outbox that was vacuumed or moved while nobody used it delivers what was pending, and counts on."""
+    queue = make_queue()
+    for number in range(5):
+        queue.record("GROUP_A", f"USER_{number}")
+    queue.flush()
+    queue.close()
+    if what == "moved after kill -9":
+        with Child("PerQueue(drain=False).record('GROUP_A', 'USER_5')\nos.kill(os.getpid(), 9)",
+                   env=environment(outbox, per)) as child:  # fmt: skip
+            child.wait()
+        assert outbox.with_name(f"{outbox.name}-wal").stat().st_size
+    else:
+        queue = make_queue(drain=False)
+        queue.record("GROUP_A", "USER_5")
+        queue.close()
+    place = outbox
+    if what == "vacuumed":
+        with closing(sqlite3.connect(outbox)) as connection:
+            connection.execute("VACUUM")
+    else:
+        place = tmp_path / "elsewhere" / "moved.db"
+        place.parent.mkdir()
+        for suffix in ("", "-wal", "-shm"):
+            if (old := outbox.with_name(outbox.name + suffix)).exists():
+                old.rename(place.with_name(place.name + suffix))
+    with make_queue(place) as queue:
+        assert (queue.stats().pending, queue.stats().delivered) == (1, 5)
+        queue.record("GROUP_A", "USER_6")
+    assert sorted(activity.user_id for activity in per.activities) == [f"USER_{n}" for n in range(7)]
