@@ -136,7 +136,7 @@ def test_a_wrong_activity_type_is_repaired_as_the_readme_says(tmp_path, options)
                 queue.flush()
             assert (per.unique("GROUP_A"), queue.stats().pending, queue.stats().rejected) == (5, 0, 60)
 
-            [line] = [line for line in OPERATIONS.commands() if "requeue --all" in line]
+            [line] = [line for line in OPERATIONS.commands() if "requeue --all --activity-type" in line]
             arguments = [right if word == "ACTIVITY_TYPE_ID" else word for word in words(line)[1:]]
             main([*arguments, "--outbox", str(outbox)], standalone_mode=False)
             queue.flush()
