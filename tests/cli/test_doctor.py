@@ -305,6 +305,7 @@ def test_an_outbox_on_a_read_only_file_system(filled, outbox, perqueue, env, log
     with read_only_mount(outbox.parent):
         result = perqueue("doctor")
     assert f"{many} activities are as they were recorded" in result.output
+    assert "cannot write there" in result.output
     assert result.exit_code == 0
 
 

@@ -79,6 +79,7 @@ class Paper:
             initial_indent=sign,
             subsequent_indent=" " * len(sign),
             break_on_hyphens=False,
+            break_long_words=False,  # a path, to be copied
         )
 
     def _styled(self, text: str, **style: Any) -> str:

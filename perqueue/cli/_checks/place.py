@@ -53,7 +53,7 @@ def _beside(path: Path) -> Iterator[Finding]:
         if status.st_uid != owner:
             text = f"{beside.name} belongs to {_name(status.st_uid)}, and the outbox to {_name(owner)}"
             yield problem("beside", text, f"stop who made it, then chown {_name(owner)} {beside}")
-        if status.st_mode & 0o077 and status.st_size:
+        if suffix == "-wal" and status.st_size and status.st_mode & 0o077:  # it has activities, too
             text = f"{beside.name}: mode {stat.S_IMODE(status.st_mode):04o}: others can open it"
             yield problem("beside", text, f"chmod 600 {beside}")
 
