@@ -60,7 +60,10 @@ def test_tokens_that_work_and_nothing_is_counted(ask, per):
     assert code == 0
     for about in ("port", "tls", "answer", "skew", "activity", "reporting"):
         assert found[about]["level"] == "ok", found[about]
-    assert "did not refuse PER_ACTIVITY_TOKEN: a request that names nobody" in found["activity"]["text"]
+    assert (
+        "did not refuse PER_ACTIVITY_TOKEN. Asked with a request that names nobody"
+        in found["activity"]["text"]
+    )
     assert "Per gives a report for PER_REPORTING_TOKEN" in found["reporting"]["text"]
     assert per.accepted == 0
     asked = [(seen.path, seen.query) for seen in per.request_log]

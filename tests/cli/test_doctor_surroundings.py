@@ -307,7 +307,18 @@ def test_on_a_terminal_it_keeps_to_its_width_and_to_no_color(stored, env):
     plain = on_a_terminal(80, {**env, "NO_COLOR": "1"})
     assert "\x1b" not in plain
     assert [line for line in plain.splitlines() if len(line) > 80 and str(stored.parent) not in line] == []
-    assert f"\n{'':<22}-> chmod 600 " in plain
+    assert f"\n{'':<22}-> chmod 600\n" in plain
     coloured = on_a_terminal(80, env)
     assert "\x1b[31mproblem" in coloured
     assert re.sub(r"\x1b\[\d*m", "", coloured) == on_a_terminal(80, {**env, "NO_COLOR": "1"})
+
+
+def test_every_line_is_explained():
+    """`docs/doctor.md` has a row for each thing that a finding can be about."""
+    page = (ROOT / "docs" / "doctor.md").read_text(encoding="utf-8")
+    sources = [*(ROOT / "perqueue/cli/_checks").glob("*.py"), *(ROOT / "perqueue/_outbox").glob("*.py")]
+    said = [re.findall(r'\b(?:ok|warning|problem)\(\s*"([a-z ]+)"', each.read_text()) for each in sources]
+    abouts = {about for some in said for about in some}
+    assert len(abouts) >= 29
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert {about for about in abouts if not any(f"`{about}`" in row for row in rows)} == set()

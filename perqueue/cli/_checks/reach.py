@@ -123,7 +123,7 @@ def _connect(target: Target, addresses: list[str], deadline: Deadline) -> Genera
             remedy = "delivery tries the next address after 0.25 s; mend the route, or IPv6"
             yield warning("port", "; ".join(silent), remedy)
         return address
-    remedy = "a firewall is in the way, or Per is down: nothing is lost, delivery resumes by itself"
+    remedy = "Per is down, a firewall is in the way, or PER_BASE_URL is wrong: nothing is lost"
     raise Unreachable(problem("port", "; ".join(failures), target.blocked(remedy)))
 
 

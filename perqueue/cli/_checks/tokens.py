@@ -103,8 +103,8 @@ def _activity(conversation: Conversation, token: Secret, name: str) -> Finding:
         text = f"Per did not refuse {name}, nor a request without a token: nothing is known ({reply.why})"
         return warning("activity", text, "`perqueue drain` tells, with something pending")
     text = (
-        f"Per did not refuse {name}: a request that names nobody, so that nothing is counted, fails with it"
-        f" for another reason ({reply.why}), and without a token for want of one"
+        f"Per did not refuse {name}. Asked with a request that names nobody, so that nothing is counted:"
+        f" with the token it fails for another reason ({reply.why}), without one for that"
     )
     return ok("activity", text)
 
