@@ -14,6 +14,8 @@ import trustme
 
 from perqueue import PerQueue
 from perqueue._tls import tls_context
+from perqueue.cli._checks.answer import Conversation
+from perqueue.cli._checks.answer import look as look_at_answer
 from perqueue.cli._checks.deadline import Deadline
 from perqueue.cli._checks.reach import Target, Unreachable, reach
 from perqueue.sandbox import Html, RateLimited, Redirect, Refuse, Sandbox, Status
@@ -141,16 +143,19 @@ def test_a_yes_to_a_request_that_names_nobody_is_told(look):
     assert "to a request that names nobody (HTTP 200, T-1)" in found["activity"]["text"]
 
 
-def test_a_token_that_is_echoed_is_not_shown(look, perqueue):
-    """Whatever the server repeats, no token is printed."""
+@pytest.mark.parametrize("padding", [0, 490])
+def test_a_token_that_is_echoed_is_not_shown(look, padding):
+    """Whatever the server repeats, no token is printed, nor a part of one."""
 
     def echo(wire, request):
         _, _, token = request.partition(b"Bearer ")
         said = token.split(b"\r\n")[0] or b"invalid_auth_token"
+        said = b"-" * padding + said if token else said  # so that the reason is cut within the token
         wire.send(answer_to(request, b'{"ok": false, "message": "%s"}' % said))
 
     with RawServer(echo) as server:
         _, found = look(server.url)
+    assert SECRETS[0][:6] not in found["activity"]["text"]
     assert "[token]" in found["activity"]["text"]
 
 
@@ -269,6 +274,28 @@ def test_a_closed_port_and_a_proxy_that_is_not_heeded(look):
     _, found = look(url, HTTPS_PROXY="http://me:password@proxy.example")
     assert "HTTPS_PROXY is set, which perqueue does not heed" in found["port"]["remedy"]
     assert "password" not in str(found)
+
+
+@pytest.mark.parametrize("behave", ["silence", "a drip", "the end"])
+def test_an_answer_that_does_not_come_ends_in_time(behave):
+    """A server that is silent, drips, or hangs up is given up at the deadline, and is no Per."""
+
+    def stall(wire, request):
+        if behave == "a drip":
+            wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n")
+            while not wire.server.stopped.wait(0.05):
+                wire.send(b" ")
+        return behave == "the end"
+
+    with RawServer(stall) as server:
+        target = Target(base_url=server.url, context=tls_context(verify=True), environ={})
+        conversation = Conversation(target, Deadline(0.4))
+        began = time.monotonic()
+        (finding,) = look_at_answer(conversation, target)
+        conversation.close()
+        assert time.monotonic() - began < 3
+    assert (finding.about, finding.level, conversation.is_per) == ("answer", "problem", False)
+    assert "does not answer" in finding.text
 
 
 def test_a_name_that_nobody_knows(look):

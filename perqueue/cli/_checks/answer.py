@@ -86,10 +86,11 @@ class Conversation:
 
     def ask(self, path: str, parameters: Mapping[str, str], token: str | None = None) -> Answer:
         """Send one GET; raises :class:`NoAnswer`."""
+        patience = self._deadline.left(_PATIENCE)
         try:
-            return self._deadline.run(lambda: self._ask(path, parameters, token), _PATIENCE)
+            return self._deadline.run(lambda: self._ask(path, parameters, token), patience)
         except TimeoutError:
-            failure = f"no answer within {_PATIENCE:g} s"
+            failure = f"no answer within {patience:.1f} s"
         except Exception as error:  # noqa: BLE001 - whatever httpx raises: there is no answer
             name = type(error).__name__
             # It quotes the server, which may repeat what it was sent.
