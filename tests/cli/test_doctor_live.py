@@ -222,6 +222,20 @@ def test_what_answers_is_not_per(ask, per, fault, says, words):
     assert [seen.headers.get("Authorization") for seen in per.request_log] == [None]
 
 
+def test_cookies_are_not_kept(look):
+    """What a server sets does not come back to it."""
+    cookies = []
+
+    def bake(wire, request):
+        cookies.append(b"cookie" in request.lower())
+        said = NO_NAME if b"Bearer" in request else NO_TOKEN
+        wire.send(answer_to(request, said, extra=b"Set-Cookie: a=b; Path=/\r\n"))
+
+    with RawServer(bake) as server:
+        look(server.url)
+    assert cookies == [False] * 3
+
+
 def test_a_server_that_says_yes_to_everybody_is_not_per(look):
     """What accepts a request without a token gets none."""
     requests = []

@@ -118,6 +118,7 @@ class Conversation:
                 body += chunk
                 if len(body) > _LARGEST:
                     break
+        self._client.cookies.clear()
         return Answer(response.status_code, response.headers, body, asked_at, answered_at, seconds)
 
     def close(self) -> None:

@@ -104,27 +104,25 @@ def _look_up(target: Target, deadline: Deadline) -> Generator[Finding, None, lis
 def _connect(target: Target, addresses: list[str], deadline: Deadline) -> Generator[Finding, None, str]:
     """Return the first address that answers."""
     failures: list[str] = []
+    silent: list[str] = []
     for address in addresses[:_MOST_ADDRESSES]:
         patience = STEP if address == addresses[:_MOST_ADDRESSES][-1] else _IMPATIENCE
         began = time.monotonic()
         try:
             _open(address, target.port, deadline.left(patience)).close()
         except TimeoutError:
-            failures.append(f"{address} port {target.port} does not answer within {patience:g} s")
+            silent.append(f"{address} port {target.port} does not answer within {patience:g} s")
             continue
         except OSError as error:
             failures.append(f"{address} port {target.port}: {error.strerror or error}")
             continue
         yield ok("port", f"{address} port {target.port} answers ({_ms(began)})")
-        silent = [failure for failure in failures if "answer" in failure]
-        if (
-            silent
-        ):  # an address of a kind that this machine has no network for fails at once, and costs nothing
+        if silent:  # one that fails at once, for want of IPv6 say, costs nothing
             remedy = "delivery tries the next address after 0.25 s; mend the route, or IPv6"
             yield warning("port", "; ".join(silent), remedy)
         return address
     remedy = "Per is down, a firewall is in the way, or PER_BASE_URL is wrong: nothing is lost"
-    raise Unreachable(problem("port", "; ".join(failures), target.blocked(remedy)))
+    raise Unreachable(problem("port", "; ".join(silent + failures), target.blocked(remedy)))
 
 
 def _open(address: str, port: int, seconds: float) -> socket.socket:
