@@ -45,7 +45,7 @@ def problem(about: str, text: str, remedy: str) -> Finding:
 
 def moment(milliseconds: int) -> str:
     """Return a time for people, in UTC."""
-    return datetime_from_ms(milliseconds).isoformat(sep=" ", timespec="seconds")
+    return f"{datetime_from_ms(milliseconds):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def size(count: int) -> str:

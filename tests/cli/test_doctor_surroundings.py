@@ -218,7 +218,7 @@ def test_how_far_the_trail_goes_back(findings, stored):
     assert "trail" not in findings()[1]
     change(stored, "UPDATE perqueue_drain SET trail_lost_through = 1543622400000")
     (trail,) = findings()[1]["trail"]
-    assert "2018-12-01 00:00:00+00:00 were deleted" in trail["text"]
+    assert "2018-12-01 00:00:00 UTC were deleted" in trail["text"]
 
 
 def test_a_damaged_file_is_rescued_as_doctor_says(stored, perqueue, per, arrived):
