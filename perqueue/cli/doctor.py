@@ -73,7 +73,11 @@ def doctor(
     """
     if base_url is not None and new is None:
         raise click.UsageError("--base-url is for --salvage.")
-    path = existing(outbox)
+    try:
+        path = existing(outbox)
+    except OSError as error:  # a folder that is closed to this user
+        message = f"cannot look at {outbox}: {why(error)}"
+        raise Misuse(message) from error
     if not path.is_file():
         message = f"{path} is not a regular file, and so no outbox: is the path right?"
         raise Misuse(message)

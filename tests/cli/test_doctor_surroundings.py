@@ -23,6 +23,7 @@ from perqueue.cli._checks.machine import sqlite as judge_sqlite
 from perqueue.cli._checks.visit import visit
 from perqueue.sandbox import Refuse
 from tests.faults._disks import mounted
+from tests.faults.test_places import powerless
 from tests.helpers import Child, environment, until
 
 ROOT = Path(__file__).parents[2]
@@ -148,6 +149,20 @@ def test_memory_and_no_room_for_files(perqueue, tmp_path):
     assert result.exit_code == 1
     assert re.search(r"warning +place +it lies in memory", result.output)
     assert re.search(r"problem +room .* files only \(inodes\)", result.output)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("mode", [0o700, 0o755], ids=["a closed folder", "a closed file"])
+def test_who_may_not_look_is_told_so(stored, env, mode):
+    """Where this user may not read, doctor ends with exit code 2 and one line, whatever it has shown."""
+    os.chown(stored, 12345, 12345)
+    os.chown(stored.parent, 12345, 12345)
+    stored.parent.chmod(mode)
+    command = [*powerless(), sys.executable, "-m", "perqueue", "doctor", "--offline"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **env})
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"Error: cannot look at {stored}: ")
+    assert done.stderr.count("\n") == 1
 
 
 # --- Contents
