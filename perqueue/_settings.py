@@ -113,7 +113,7 @@ def resolve_settings(environ: Mapping[str, str] = os.environ, **options: Any) ->
     resolved["outbox"] = outbox_path(options["outbox"] or environ.get("PERQUEUE_OUTBOX"))
     drain = options["drain"]
     if drain is None:
-        drain = _flag(environ.get("PERQUEUE_DRAIN", "true"))
+        drain = _flag(environ.get("PERQUEUE_DRAIN") or "true")
     resolved["drain"] = _bool("drain", drain)
     if resolved["drain"] and resolved["activity_token"] is None:
         message = (

@@ -31,6 +31,8 @@ class Limits(NamedTuple):
     age: float
     """Seconds."""
     pending: int | None
+    damaged: int = 0
+    """How many damaged or missing ones somebody knows of."""
 
 
 def check(path: Path, limits: Limits) -> tuple[Verdict, Sight | None]:
@@ -53,9 +55,10 @@ def _verdict(sight: Sight, limits: Limits) -> Verdict:
     if look is None or sight.is_full:
         return Verdict(healthy=False, why=health.line())
     position = look.position
-    if position.damaged:
+    if position.damaged > limits.damaged:
         text = f"{position.damaged:,} damaged or missing activities are not delivered"
-        remedy = "`perqueue doctor` says which, and what can be rescued"
+        text += f" (--max-damaged {limits.damaged:,})" if limits.damaged else ""
+        remedy = "`perqueue doctor` says what can be rescued; --max-damaged is for those that cannot"
         return Verdict(healthy=False, why=Health(mood=Mood.TROUBLE, text=text, remedy=remedy).line())
     if not position.pending:
         return Verdict(healthy=True, why=health.text)

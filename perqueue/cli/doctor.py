@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -12,18 +13,31 @@ from perqueue.cli._failure import NOT_DONE, Failure, Misuse, silence_stdout, why
 from perqueue.cli._options import examples, existing, json_option, outbox_option
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterator
     from pathlib import Path
 
-    from perqueue._outbox.examine import Finding
     from perqueue._outbox.salvage import Salvaged
+
+T = TypeVar("T")
 
 
 @click.command(
-    epilog=examples("perqueue doctor --outbox activities.db", "perqueue doctor --salvage rescued.db")
+    epilog=examples(
+        "perqueue doctor --outbox activities.db",
+        "perqueue doctor --offline --json",
+        "perqueue doctor --salvage rescued.db",
+    )
 )
 @outbox_option
 @json_option
+@click.option("--offline", is_flag=True, help="Look at this machine only, and ask Per nothing.")
+@click.option(
+    "--ca-file",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="PATH",
+    help="Authorities to trust as well, as the program does with verify=….",
+)
 @click.option(
     "--salvage",
     "new",
@@ -33,16 +47,25 @@ if TYPE_CHECKING:
 @click.option(
     "--base-url",
     metavar="URL",
-    help="Where the new file's Per is, if that is damaged, too. [default: as in the old file]",
+    help="With --salvage: where the new file's Per is, if that is damaged. [default: as in the old file]",
 )
 @click.pass_context
 def doctor(
-    context: click.Context, outbox: str, new: str | None, base_url: str | None, *, as_json: bool
+    context: click.Context,
+    outbox: str,
+    ca_file: str | None,
+    new: str | None,
+    base_url: str | None,
+    *,
+    as_json: bool,
+    offline: bool,
 ) -> None:
-    """Look for anything wrong with an outbox, and say what to do about it.
+    """Look for anything wrong with an outbox, its machine and the way to Per, and say what to do about it.
 
-    Reads all of it, and changes nothing. Exit code 0: nothing is wrong. 1: something is. 2: it cannot
-    look, because there is no such file, or this user may not read it.
+    Reads all of the file, changes nothing, and records nothing: of Per it asks, at most five times and
+    within ten seconds, what nobody can be counted for. Tokens come from the environment. With --offline it
+    asks nothing: use that in cron. Exit code 0: nothing is wrong. 1: something is. 2: it cannot look, because
+    there is no such file, or this user may not read it.
 
     With --salvage every activity that can still be read goes into a new file, with its outcome: what was
     pending, or whose outcome cannot be read, is pending there. The old file is only read: keep it. Stop the
@@ -50,41 +73,60 @@ def doctor(
     """
     if base_url is not None and new is None:
         raise click.UsageError("--base-url is for --salvage.")
-    path = existing(outbox)
+    try:
+        path = existing(outbox)
+    except OSError as error:  # a folder that is closed to this user
+        message = f"cannot look at {outbox}: {why(error)}"
+        raise Misuse(message) from error
     if not path.is_file():
         message = f"{path} is not a regular file, and so no outbox: is the path right?"
         raise Misuse(message)
     if new is not None:
         _salvage(path, new, base_url, as_json=as_json)
-    elif not _healthy(path, as_json=as_json):
+        return
+    context_of_tls = None if offline else _trusting(ca_file)
+    if not _healthy(path, context_of_tls, as_json=as_json):
         context.exit(NOT_DONE)
 
 
-def _found(path: Path) -> Iterator[Finding]:
-    from perqueue._clock import SYSTEM_CLOCK
-    from perqueue._outbox.examine import examine
+def _trusting(ca_file: str | None) -> ssl.SSLContext:
+    import ssl
 
+    from perqueue._tls import tls_context
+
+    context = tls_context(verify=True)
+    if ca_file is not None:
+        try:
+            context.load_verify_locations(ca_file)
+        except (ssl.SSLError, OSError) as error:
+            message = f"--ca-file {ca_file}: no certificates in PEM can be read there"
+            raise Misuse(message) from error
+    return context
+
+
+def _healthy(path: Path, context: ssl.SSLContext | None, *, as_json: bool) -> bool:
+    from perqueue._clock import SYSTEM_CLOCK
+    from perqueue.cli._checks.paper import Paper
+    from perqueue.cli._checks.visit import visit
+
+    paper = Paper(path, silent=as_json)
+    for title, findings in _found(path, visit(path, os.environ, SYSTEM_CLOCK.time_ms(), context)):
+        paper.begin(title)
+        for finding in _found(path, findings):
+            paper.write(finding)
+    if as_json:
+        _print.as_json({"outbox": str(path), "healthy": paper.healthy, "findings": paper.findings})
+    else:
+        paper.end()
+    return paper.healthy
+
+
+def _found(path: Path, findings: Iterator[T]) -> Iterator[T]:
     try:
-        yield from examine(path, SYSTEM_CLOCK.time_ms())
+        yield from findings
     except OSError as error:
         message = f"cannot look at {path}: {why(error)}"
         raise Misuse(message) from error
-
-
-def _healthy(path: Path, *, as_json: bool) -> bool:
-    from perqueue._outbox.examine import Level
-
-    findings = []
-    for finding in _found(path):
-        findings.append(finding)
-        if not as_json:
-            remedy = f" -> {finding.remedy}" if finding.remedy else ""
-            click.echo(_print.printable(f"{finding.level:<8} {finding.about:<10} {finding.text}{remedy}"))
-    healthy = all(finding.level is not Level.PROBLEM for finding in findings)
-    if as_json:
-        shown = [asdict(finding) for finding in findings]
-        _print.as_json({"outbox": str(path), "healthy": healthy, "findings": shown})
-    return healthy
 
 
 def _salvage(path: Path, new: str, base_url: str | None, *, as_json: bool) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+    from perqueue.cli._check import Limits
     from perqueue.cli._sight import Sight
 
 _INTERVAL = 2.0
@@ -49,14 +50,21 @@ _MAX_AGE = 300.0
 @click.option(
     "--max-pending", type=click.IntRange(min=0), metavar="N", help="With --check: how many may be pending."
 )
+@click.option(
+    "--max-damaged",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="With --check: how many damaged ones are known, and given up. [default: 0]",
+)
 @click.pass_context
 def status(
     context: click.Context,
     outbox: str,
+    *,
     interval: float | None,
     max_age: float | None,
     max_pending: int | None,
-    *,
+    max_damaged: int | None,
     as_json: bool,
     watching: bool,
     checking: bool,
@@ -81,11 +89,13 @@ def status(
         raise click.UsageError("--watch or --check, not both.")
     if interval is not None and not watching:
         raise click.UsageError("--interval is for --watch.")
-    if not checking and (max_age is not None or max_pending is not None):
-        raise click.UsageError("--max-age and --max-pending are for --check.")
+    if not checking and (max_age, max_pending, max_damaged) != (None, None, None):
+        raise click.UsageError("--max-age, --max-pending and --max-damaged are for --check.")
     if checking:
+        from perqueue.cli._check import Limits
+
         age = _MAX_AGE if max_age is None else max_age
-        if not _healthy(outbox_path(outbox), age, max_pending, as_json=as_json):
+        if not _healthy(outbox_path(outbox), Limits(age, max_pending, max_damaged or 0), as_json=as_json):
             context.exit(NOT_DONE)
         return
     path = existing(outbox)
@@ -107,10 +117,10 @@ def status(
         _show(shown, sight)
 
 
-def _healthy(path: Path, max_age: float, max_pending: int | None, *, as_json: bool) -> bool:
-    from perqueue.cli._check import Limits, check, tell
+def _healthy(path: Path, limits: Limits, *, as_json: bool) -> bool:
+    from perqueue.cli._check import check, tell
 
-    verdict, sight = check(path, Limits(max_age, max_pending))
+    verdict, sight = check(path, limits)
     tell(verdict, sight, path, as_json=as_json)
     return verdict.healthy
 

@@ -125,6 +125,18 @@ def test_damage_is_unhealthy(check, stored, outbox):
     assert "perqueue doctor" in line
 
 
+def test_damage_that_is_known_is_given_up(check, stored, outbox):
+    """With --max-damaged a probe is healthy in spite of so many, and unhealthy with one more."""
+    _record(stored, age=1)
+    _record(stored, age=1)
+    with closing(sqlite3.connect(outbox)) as connection, connection:
+        connection.execute("UPDATE perqueue_drain SET damaged = 2, drained_through = 2")
+    assert check("--max-damaged", "2")[0] == 0
+    code, line = check("--max-damaged", "1")
+    assert code == 1
+    assert "2 damaged or missing activities are not delivered (--max-damaged 1)" in line
+
+
 def test_a_missing_outbox_is_unhealthy_and_stays_missing(check, outbox):
     """A probe of a path without an outbox returns 1, and creates nothing."""
     code, line = check()

@@ -180,7 +180,7 @@ class Delivery:
 
 
 def doctor(path, *arguments):
-    result = CliRunner().invoke(main, ["doctor", "--outbox", str(path), *map(str, arguments)])
+    result = CliRunner().invoke(main, ["doctor", "--offline", "--outbox", str(path), *map(str, arguments)])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result

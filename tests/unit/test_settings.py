@@ -122,9 +122,9 @@ def test_of_two_variables_for_the_activity_type_our_own_counts():
     assert resolve({**both, "PER_ACTIVITY_TYPE_ID": ""}).activity_type_id == "QUICK_START"
 
 
-@pytest.mark.parametrize("text", ["1", "true", "TRUE", "Yes", "on", " true "])
+@pytest.mark.parametrize("text", ["1", "true", "TRUE", "Yes", "on", " true ", ""])
 def test_words_that_switch_the_drain_on(text):
-    """Usual words for yes are understood, in any case."""
+    """Usual words for yes are understood, in any case; an empty variable is none, and the drain is on."""
     assert resolve({"PERQUEUE_DRAIN": text}).drain is True
 
 
@@ -134,7 +134,7 @@ def test_words_that_switch_the_drain_off(text):
     assert resolve({"PERQUEUE_DRAIN": text}, activity_token=None).drain is False
 
 
-@pytest.mark.parametrize("text", ["", "maybe", "2", "ja", "none"])
+@pytest.mark.parametrize("text", ["maybe", "2", "ja", "none"])
 def test_any_other_word_for_the_drain_is_an_error(text):
     """A word that means neither is refused: nobody finds out months later that nothing was delivered."""
     assert "PERQUEUE_DRAIN must be true or false" in refuse({"PERQUEUE_DRAIN": text})
