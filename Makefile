@@ -46,7 +46,7 @@ format: $(READY) ## let ruff repair what it can
 	@$(BIN)/ruff format .
 
 types: $(READY) ## mypy, strict
-	@$(BIN)/mypy perqueue $(wildcard tests/typing examples benchmarks)
+	@$(BIN)/mypy perqueue _perqueue_pytest.py $(wildcard tests/typing examples benchmarks)
 
 contract: $(READY) ## the layering rule: nothing imports upwards
 	@$(BIN)/lint-imports
