@@ -13,6 +13,8 @@ from perqueue import (
     PerQueue,
     QueueClosed,
 )
+from perqueue._audit import history
+from perqueue.sandbox import Hang
 from perqueue.testing import (
     LocalPer,
     assert_delivered,
@@ -202,16 +204,19 @@ def test_environment_is_as_before(monkeypatch):
         left_open.record("ACME", "USER_2")
 
 
-def test_leaving_does_not_wait_for_what_hangs(per_queue, per_sandbox):
-    """A queue with a request that hangs is closed at once, and keeps the activity."""
-    per_sandbox.outage()
+def test_leaving_does_not_wait_for_what_hangs(per_sandbox, tmp_path):
+    """A queue whose request hangs is closed at once, and keeps the activity."""
     began = time.monotonic()
-    with sandbox_environment(per=per_sandbox):
-        PerQueue().record("ACME", "USER_1")
-    with sandbox_queue(per=per_sandbox, exit_timeout=60) as (queue, _):
-        per_sandbox.bad_token()
+    with sandbox_queue(tmp_path / "activities.db", per=per_sandbox, exit_timeout=30, request_timeout=30) as (
+        queue,
+        _,
+    ):
+        per_sandbox.set_fault(Hang())
         queue.record("ACME", "USER_1")
-    assert time.monotonic() - began < 10
+        per_sandbox.wait_for_requests(1)
+    assert time.monotonic() - began < 15
+    [record] = history(tmp_path / "activities.db")
+    assert record.state == "pending"
 
 
 def test_a_shared_outbox_begins_anew_with_each_test(tmp_path):
