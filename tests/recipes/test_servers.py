@@ -121,6 +121,28 @@ def test_django_goes_on_when_it_cannot_record(env, copied):
     assert "Error calling count.<locals>.record in on_commit()" in output
 
 
+RACE = """
+import threading, time
+from django.apps import apps
+import shop.apps
+class PerQueue:
+    def __init__(self):
+        made.append(self)
+        time.sleep(0.2)
+made, shop.apps.PerQueue = [], PerQueue
+threads = [threading.Thread(target=lambda: apps.get_app_config("shop").queue) for _ in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print("made", len(made))
+"""
+
+
+def test_django_makes_one_queue_whichever_request_is_first(copied):
+    """Requests that come at once when a process begins share one queue."""
+    needs("django")
+    assert "made 1\n" in manage(copied("django_app"), {}, "shell", "-c", RACE)
+
+
 def test_django_tests_as_in_the_recipe(copied):
     """The tests that the recipe shows pass under `manage.py test`, and fail if nothing is counted."""
     needs("django")
