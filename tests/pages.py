@@ -39,8 +39,8 @@ class Page:
             told = [line for line in block.splitlines() if line.startswith("$ ")]
             typed = [line.removeprefix("$ ") for line in told] or block.splitlines()
             lines += [line.partition(" #")[0].strip() for line in typed]
-        aside = re.findall(r"`(perqueue [a-z][^`]*)`|: (perqueue .*)$", self.text, re.MULTILINE)
-        lines += [" ".join((one or other).split()) for one, other in aside]
+            lines += re.findall(r"#.*: (perqueue .*)$", block, re.MULTILINE)  # what a comment offers instead
+        lines += [" ".join(aside.split()) for aside in re.findall(r"`(perqueue [a-z][^`]*)`", self.text)]
         return [line for line in dict.fromkeys(lines) if line]
 
 

@@ -17,8 +17,10 @@ from tests.helpers import Lines
 from tests.pages import ROOT, pages, words
 
 PAGES = pages()
-COMMANDS = [line for page in PAGES for line in page.commands()]
-UNENDING = re.compile(r"--watch|^perqueue sandbox")
+GENERAL = [page for page in PAGES if not page.name.startswith(("docs/recipes/", "docs/testing"))]
+"""Those without tests of their own: recipes are tried with their frameworks, the test kit in projects."""
+COMMANDS = [line for page in GENERAL for line in page.commands()]
+UNENDING = re.compile(r"--watch|^perqueue sandbox(?!.*--help)")
 """What goes on until it is told to end."""
 ANSWERING = re.compile(r"status --check|^perqueue (reconcile|doctor)")
 """What answers by its exit code: 1 is an answer, too."""
@@ -58,7 +60,7 @@ def lived_in(equipped, per):
 
 @pytest.mark.parametrize(
     "block",
-    [block for page in PAGES for block in page.python()],
+    [block for page in GENERAL for block in page.python()],
     ids=lambda block: f"{os.path.relpath(block.path, ROOT)}:{block.line}",
 )
 @pytest.mark.usefixtures("equipped")

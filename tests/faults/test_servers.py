@@ -1,24 +1,16 @@
 """Application servers that fork and spawn: what their workers record is delivered, once."""
 
-import contextlib
-import http.client
-import importlib.util
 import os
 import shutil
 import signal
-import socket
-import subprocess
 import sys
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.faults._needs import needs
 from tests.helpers import Child, repeats, until, users
-
-REQUESTS = 60
+from tests.servers import REQUESTS, Server, repository
 
 APPLICATION = """
 import os
@@ -57,82 +49,6 @@ async def asgi(scope, receive, send):
 """
 
 
-class Server:
-    """A server on a free port, in a process group of its own."""
-
-    def __init__(self, tmp_path, env, *command):
-        (tmp_path / "application.py").write_text(APPLICATION)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
-        clean = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("PER_", "PERQUEUE_", "COVERAGE_", "COV_"))
-        }
-        # Python 3.12 and newer warn of any fork in a program with threads.
-        quiet = {"PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"}
-        self.process = subprocess.Popen(
-            [*(str(part).replace("PORT", str(self.port)) for part in command)],
-            cwd=tmp_path,
-            env={**clean, **quiet, **env, "PYTHONPATH": os.pathsep.join([str(tmp_path), *repository()])},
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-    def __enter__(self):
-        try:
-            until(self._answers, "the server answers", 30)
-        except AssertionError:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self._log.close()
-
-    def _answers(self):
-        assert self.process.poll() is None, self.log()
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            return self.get("hello")
-
-    def get(self, path, timeout=20):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
-        try:
-            connection.request("GET", f"/{path}")
-            return connection.getresponse().read().decode()
-        finally:
-            connection.close()
-
-    def load(self, name, count=REQUESTS):
-        """Make requests from four threads, and return what came back."""
-        with ThreadPoolExecutor(4) as pool:
-            return list(pool.map(lambda n: self.get(f"record/{name}-{n}"), range(count)))
-
-    def log(self):
-        return os.pread(self._log.fileno(), 1 << 20, 0).decode(errors="replace")
-
-    def stop(self, number=signal.SIGTERM):
-        """End it gracefully; return its log."""
-        self.process.send_signal(number)
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            pytest.fail(f"the server does not end: {self.log()}")
-        return self.log()
-
-
-def repository():
-    """Return where perqueue is imported from, for a program that starts elsewhere."""
-    return [str(Path(importlib.util.find_spec("perqueue").origin).parents[1])]
-
-
 def expected(*names, count=REQUESTS):
     return {f"{name}-{n}" for name in names for n in range(count)}
 
@@ -142,6 +58,11 @@ def assert_delivered_once(per, make_queue, wanted):
     make_queue(activity_type_id="TYPE").flush(20)
     assert set(users(per)) == wanted
     assert repeats(per) == 0
+
+
+@pytest.fixture(autouse=True)
+def _application(tmp_path):
+    (tmp_path / "application.py").write_text(APPLICATION)
 
 
 GUNICORN = [sys.executable, "-m", "gunicorn", "--bind=127.0.0.1:PORT", "--graceful-timeout=2"]

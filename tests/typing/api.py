@@ -38,6 +38,13 @@ from perqueue import (
     RetryPolicy,
     Stats,
 )
+from perqueue.testing import (
+    LocalPer,
+    assert_delivered,
+    assert_recorded,
+    sandbox_environment,
+    sandbox_queue,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -220,6 +227,17 @@ def as_standard_exceptions(attempt: Callable[[], None]) -> None:
         pass
     except timeout:
         pass
+
+
+def in_tests() -> None:
+    with sandbox_queue(coalesce=None) as (queue, per):
+        assert_type(queue, PerQueue)
+        assert_type(per, LocalPer)
+        with per.outage():
+            assert_recorded(queue, user_id="USER_1", times=0)
+        assert_delivered(per, billing_id="GROUP_A", timeout=1)
+    with sandbox_environment() as per:
+        assert_recorded()
 
 
 # What must not pass the type checker: an unused ignore is an error in strict mode.

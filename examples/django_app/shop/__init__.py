@@ -1,0 +1,1 @@
+"""An application whose users are billed."""
