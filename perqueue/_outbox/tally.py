@@ -17,10 +17,12 @@ from perqueue._outbox.trail import TRACE, bounds, traced
 from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from perqueue._outbox.reader import Reader
     from perqueue._outbox.trail import Traced
+
+    Notice = Callable[[Traced, tuple[str, ...]], None]
 
 # Of what was recorded long before, most was settled long before: those are left out by SQLite itself.
 _RELEVANT = (
@@ -65,6 +67,9 @@ _LATE = 32
 """Was recorded before a boundary of it and sent after that."""
 _PENDING = 64
 _REJECTED = 128
+
+_NOTABLE = {"late": _LATE, "uncertain": _STRADDLED, "pending": _PENDING, "rejected": _REJECTED}
+"""What makes a single activity worth a look, by the name of its column."""
 
 _SHOWN = (
     _RECORDED,
@@ -112,8 +117,8 @@ class Tally(NamedTuple):
     """Activities that cannot be counted, because nobody knows whose they are."""
 
 
-def tally(reader: Reader, period: Period) -> Tally:
-    """Count what concerns a period.
+def tally(reader: Reader, period: Period, notice: Notice | None = None) -> Tally:
+    """Count what concerns a period, and hand each notable activity to ``notice``, in the order of recording.
 
     Raises :class:`~perqueue.OutboxError`, also if there is no room for what does not fit into memory.
     """
@@ -124,7 +129,7 @@ def tally(reader: Reader, period: Period) -> Tally:
             gathered.execute(f"PRAGMA {pragma}")
         gathered.execute(_TABLE)
         for low, high in reader.slices(first - 1, last):
-            did, bad = _look(reader, period, low, high)
+            did, bad = _look(reader, period, low, high, notice)
             damaged += bad
             gathered.execute("BEGIN")
             gathered.executemany(_ADD, [(*key, what) for key, what in did.items()])
@@ -143,7 +148,9 @@ def _room() -> Iterator[None]:
         raise OutboxError(message) from error
 
 
-def _look(reader: Reader, period: Period, low: int, high: int) -> tuple[dict[tuple[str, str, str], int], int]:
+def _look(
+    reader: Reader, period: Period, low: int, high: int, notice: Notice | None
+) -> tuple[dict[tuple[str, str, str], int], int]:
     """Return what users did in a range of numbers, and how many activities are damaged."""
     unanswered = {
         activity_id
@@ -158,6 +165,8 @@ def _look(reader: Reader, period: Period, low: int, high: int) -> tuple[dict[tup
             damaged += 1
             continue
         what = _what(one, period)
+        if notice is not None and (names := tuple(name for name, flag in _NOTABLE.items() if what & flag)):
+            notice(one, names)
         if one.id in unanswered:
             what |= _UNANSWERED
         if what:

@@ -74,14 +74,15 @@ def reconcile(
     with PerClient() as per:
         found = compare(path, per.get_report, moment(start), moment(end, time.max), SYSTEM_CLOCK)
     if as_json:
-        _print.as_json(_plain(found))
+        _print.as_json(as_plain(found))
     else:
         _show(found)
     if found.unexplained:
         context.exit(NOT_DONE)
 
 
-def _plain(found: Reconciliation) -> dict[str, Any]:
+def as_plain(found: Reconciliation) -> dict[str, Any]:
+    """Return what `--json` prints."""
     return {
         "start": _print.iso(found.start),
         "end": _print.iso(found.end),
