@@ -101,19 +101,19 @@ class Findings:
             for step in self.steps
         ]
 
-    def command(self, key: Key) -> str:
-        """Return the command that shows the single activities behind a number."""
+    def command(self, key: Key) -> list[str]:
+        """Return the words of the command that shows the single activities behind a number."""
         assert self.start is not None  # noqa: S101 - a reconciliation has one
-        words = ["perqueue history", "--outbox", quoted(str(self.outbox))]
+        words = ["perqueue", "history", "--outbox", quoted(str(self.outbox))]
         words += ["--billing", quoted(key[1]), "--activity-type", quoted(key[0])]
         words += ["--since", _date(self.noted.since(key, self.start))]
         if self.end is not None:
             words += ["--until", _date(self.end + timedelta(milliseconds=1))]
-        return " ".join(words)
+        return words
 
-    def command_of(self, one: Traced) -> str:
-        """Return the command that shows one activity and every attempt."""
-        return f"perqueue history --outbox {quoted(str(self.outbox))} --id {one.id}"
+    def command_of(self, one: Traced) -> list[str]:
+        """Return the words of the command that shows one activity and every attempt."""
+        return ["perqueue", "history", "--outbox", quoted(str(self.outbox)), "--id", str(one.id)]
 
     def counts_later(self, one: Traced) -> bool:
         """Whether an activity of the period reached Per only after it."""

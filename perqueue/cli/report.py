@@ -186,7 +186,7 @@ def _find(
             usage = said[0]
         now = datetime.now(UTC)
         first = usage.start if start is None else checked_moment("start", start)
-        last = usage.end if start is None else checked_moment("end", end)
+        last = _to_the_millisecond(usage.end if start is None else checked_moment("end", end))
         steps: list[Step] = []
         if by is not None:
             if first is None or first.tzinfo is None or (last is not None and last.tzinfo is None):
@@ -204,6 +204,11 @@ def _find(
         reconciliation=compared,
         noted=noted,
     )
+
+
+def _to_the_millisecond(moment: datetime | None) -> datetime | None:
+    """Return a moment as Per is asked for it."""
+    return None if moment is None else moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
 def _asked(get_report: Callable[..., Report], wanted: Sequence[Span]) -> Iterator[Step]:

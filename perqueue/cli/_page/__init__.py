@@ -212,5 +212,5 @@ def _row(found: Findings, key: Key, counts: dict[str, int], row: ReconciliationR
         "counts": counts,
         "verdict": None if row is None else row.verdict,
         "note": "" if row is None else row.note,
-        "command": None if row is None else found.command(key),
+        "command": [] if row is None else found.command(key),
     }

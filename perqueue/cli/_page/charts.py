@@ -10,14 +10,17 @@ if TYPE_CHECKING:
 
 _LABELS = 7
 """As many fit below the columns on a telephone."""
-_NICE = (1, 2, 4, 6, 8, 10)
+_FEW = (1, 2, 4, 6, 8, 10)
+_NICE = (12, 16, 20, 30, 40, 50, 60, 80, 100)
 
 
 def top_of(values: Sequence[int | None]) -> int:
     """Return a round number that no column exceeds, and that has a half."""
     highest = max((value or 0 for value in values), default=0)
+    if highest <= _FEW[-1]:
+        return next(nice for nice in _FEW if nice >= highest)
     power = 1
-    while highest > 10 * power:
+    while highest > _NICE[-1] * power:
         power *= 10
     return next(nice * power for nice in _NICE if nice * power >= highest)
 
@@ -28,19 +31,27 @@ def columns(
     """Return a column for each value; one that is unknown has no height."""
     top, slot = top_of(values), 100 / len(values) if values else 100
     every = ceil(len(values) / _LABELS)
+    room = len(values) if every == 1 else 0.85 * len(values)
     return [
-        {
+        _place(number, len(values))
+        | {
             "value": value,
             "name": name,
             "x": f"{(number + 0.12) * slot:.3f}%",
             "width": f"{0.76 * slot:.3f}%",
             "y": f"{100 - _height(value, top):.2f}%",
             "height": f"{_height(value, top):.2f}%",
-            "label": label if number % every == 0 else None,
-            "middle": f"{(number + 0.5) * slot:.3f}%",
+            "label": label if number % every == 0 and number <= room else None,
         }
         for number, (value, name, label) in enumerate(zip(values, names, labels, strict=True))
     ]
+
+
+def _place(number: int, count: int) -> dict[str, str]:
+    """Return where the label of a column stands, below it."""
+    if count <= _LABELS:
+        return {"anchor": "middle", "label_x": f"{(number + 0.5) * 100 / count:.3f}%"}
+    return {"anchor": "start", "label_x": f"{(number + 0.12) * 100 / count:.3f}%"}
 
 
 def spark(values: Sequence[int | None]) -> list[dict[str, Any]]:
