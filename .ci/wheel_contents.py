@@ -8,7 +8,8 @@ wheel = Path(sys.argv[1])
 with zipfile.ZipFile(wheel) as archive:
     names = set(archive.namelist())
 
-expected = {path.as_posix() for path in Path("perqueue").rglob("*") if path.suffix in {".css", ".html", ".js", ".py", ".typed"}}
+kinds = {".css", ".html", ".js", ".py", ".typed"}
+expected = {path.as_posix() for path in Path("perqueue").rglob("*") if path.suffix in kinds}
 metadata = {name for name in names if name.split("/")[0].endswith(".dist-info")}
 
 assert "perqueue/py.typed" in names, "the type marker is missing"

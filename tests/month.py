@@ -25,7 +25,7 @@ def ms(moment):
 
 
 class Month:
-    """Writes activities of March 2026 into an outbox, and what Per accepts of them into a sandbox's ledger."""
+    """Writes activities of March 2026 into an outbox, and what Per accepts of them into a sandbox."""
 
     def __init__(self, path: Path, per: Sandbox) -> None:
         self.path, self._per = path, per

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
 from perqueue.cli._failure import Misuse
 from perqueue.exceptions import AuthenticationError, PerAPIError
@@ -115,7 +115,7 @@ def _patiently(sleep: Callable[[float], None]) -> Retrying:
     return Retrying(
         retry=retry_if_exception(_may_pass),
         stop=stop_after_attempt(_TRIES),
-        wait=wait_exponential_jitter(initial=2, max=30, jitter=2),
+        wait=wait_exponential(multiplier=2, max=30) + wait_random(0, 2),
         sleep=sleep,
         reraise=True,
     )

@@ -98,9 +98,9 @@ def report(
         raise click.UsageError("--end needs --start.")
     if as_json + as_csv + (html is not None) > 1:
         raise click.UsageError("--json, --csv or --html: one of them.")
-    path = _outbox(context, outbox, html=html is not None, as_json=as_json)
     need_token("PER_REPORTING_TOKEN", "reporting")
     write = None if html is None else _writer(html)
+    path = _outbox(context, outbox, html=html is not None, as_json=as_json)
     first = datetime.now(UTC) - last if last is not None else moment(start)
     found = _find(first, moment(end, time.max), by, path)
     if write is not None:
@@ -279,7 +279,7 @@ def _show(found: Findings) -> None:
     if not rows and not any(step.usage is not None and step.usage.rows() for step in found.steps):
         click.echo("No activity in this period.", err=True)
         return
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and os.environ.get("TERM") not in (None, "", "dumb", "unknown"):
         try:
             from perqueue.cli._bars import paint
         except ImportError:  # the plain table, then

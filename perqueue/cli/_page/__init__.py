@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import BaseLoader, Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from perqueue._clock import datetime_from_ms
@@ -41,7 +41,11 @@ _VERDICTS = ("unexplained", "explained", "match")
 def render(found: Findings) -> bytes:
     """Return the page."""
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=BaseLoader()
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters |= {"shown": _shown, "number": "{:,}".format, "moment": _moment, "stored": _stored}
     style, script = _part("page.css"), _part("page.js")
