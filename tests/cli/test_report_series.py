@@ -205,7 +205,7 @@ def test_a_terminal_shows_bars_that_fit(outbox, per, monkeypatch, width):
     month = Month(outbox, per)
     for number in range(8):
         month.delivered("GROUP_A", f"USER_{number}", START + number * DAY)
-    month.delivered("\N{PARTY POPPER}" + "x" * 300 + "\x1b[31m", "USER", START)
+    month.delivered("\x1b[31m\N{PARTY POPPER}" + "x" * 300, "USER", START)
     month.close()
     monkeypatch.setenv("PER_BASE_URL", per.url)
     monkeypatch.setenv("PER_REPORTING_TOKEN", per.reporting_token)
