@@ -1,8 +1,15 @@
 """`report --by`: what Per is asked for, what is shown of it, and what is said when it does not answer."""
 
 import csv
+import fcntl
 import io
 import json
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
@@ -218,6 +225,49 @@ def test_a_terminal_shows_bars_that_fit(outbox, per, monkeypatch, width):
     assert next(line.count("█") for line in lines if line.startswith("GROUP_A")) >= width // 4
     paint(_find(START, START + 9 * DAY, "day", None), console)
     assert "the steps do not add up" in " ".join(text.getvalue().split())
+
+
+@pytest.fixture
+def on_terminal(env):
+    """Run the command with its output on a terminal of 80 columns, and return what it shows."""
+
+    def run(*arguments, **more):
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        clean = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")}
+        command = [sys.executable, "-m", "perqueue", "report", *arguments]
+        with (
+            os.fdopen(ours, "rb", buffering=0) as screen,
+            subprocess.Popen(
+                command,
+                stdout=theirs,
+                stderr=subprocess.DEVNULL,
+                env={**clean, **env, "TERM": "xterm", **more},
+            ) as process,
+        ):
+            os.close(theirs)
+            shown = b""
+            try:
+                while chunk := screen.read(65536):
+                    shown += chunk
+            except OSError:  # the other end is closed
+                pass
+        assert process.returncode == 0
+        return shown.decode().replace("\r", "").splitlines()
+
+    return run
+
+
+@pytest.mark.usefixtures("month")
+def test_bars_are_for_terminals(on_terminal):
+    """A terminal of 80 columns shows bars in colour, without colour where NO_COLOR asks, or the plain table."""
+    lines = on_terminal(*WEEK)
+    assert any("█" in line and "\x1b[" in line for line in lines)
+    lines = on_terminal(*WEEK, NO_COLOR="1")
+    assert any("█" in line for line in lines)
+    assert not any("\x1b[3" in line for line in lines)
+    assert max(map(len, lines)) <= 80
+    assert on_terminal(*WEEK, TERM="dumb")[0].split() == ["activity_type_id", "billing_id", "unique"]
 
 
 def test_no_activity_at_all(perqueue):
