@@ -1,15 +1,20 @@
 """`report --html`: where the page goes, what it is compared with, and what its commands mean to a shell."""
 
 import json
+import re
+import shlex
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from perqueue.cli._findings import quoted
 from perqueue.sandbox import Sandbox
 from tests.month import DAY, END, HOUR, PERIOD, START, Month
+
+GUIDE = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -117,3 +122,17 @@ def test_an_id_is_one_word_to_a_shell(text):
     assert word.isprintable()
     read = subprocess.run(["bash", "-c", f"printf %s {word}"], capture_output=True, check=True).stdout
     assert read.decode() == text
+
+
+@pytest.mark.usefixtures("month")
+@pytest.mark.parametrize("line", re.findall(r"^perqueue (report.*?)(?: +#.*| > .*)?$", GUIDE, re.MULTILINE))
+def test_the_guides_commands_run(perqueue, outbox, monkeypatch, line):
+    """Every command of docs/report.md does what it says there, in the folder of an outbox."""
+    monkeypatch.chdir(outbox.parent)
+    assert perqueue(*shlex.split(line)).exit_code == 0
+
+
+def test_the_guide_names_every_option(perqueue):
+    """Every option of the command is explained in docs/report.md."""
+    options = set(re.findall(r"--[a-z]+", perqueue("report", "--help").stdout)) - {"--help"}
+    assert options <= set(re.findall(r"--[a-z]+", GUIDE))
