@@ -83,7 +83,12 @@ class Findings:
 
         Users of several billing IDs can be added up: a user ID means something within its billing ID only.
         """
-        return totals(self.usage)
+        users: Counter[str] = Counter()
+        groups: Counter[str] = Counter()
+        for row in self.usage.rows():
+            users[row.activity_type_id] += row.unique
+            groups[row.activity_type_id] += 1
+        return {kind: (count, groups[kind]) for kind, count in users.most_common()}
 
     def ranked(self, activity_type_id: str, most: int) -> list[tuple[str, int]]:
         """Return the billing IDs of a type that have most users, with their numbers."""
@@ -122,16 +127,6 @@ class Findings:
             and self.end is not None
             and one.settled_at > ms_from_datetime(self.end)
         )
-
-
-def totals(usage: Report) -> dict[str, tuple[int, int]]:
-    """Return unique users and billing IDs of each activity type, most users first."""
-    users: Counter[str] = Counter()
-    groups: Counter[str] = Counter()
-    for row in usage.rows():
-        users[row.activity_type_id] += row.unique
-        groups[row.activity_type_id] += 1
-    return {kind: (count, groups[kind]) for kind, count in users.most_common()}
 
 
 def quoted(text: str) -> str:

@@ -186,7 +186,9 @@ def refusing(outbox):
             sandbox.set_fault(Refuse("come back tomorrow"), times=1, endpoint="reports.get")
 
     with Sandbox(on_request=count) as sandbox:
-        Month(outbox, sandbox).close()
+        month = Month(outbox, sandbox)
+        month.at_per("GROUP_A", "USER_1", START + 3 * DAY)
+        month.close()
         yield {"PER_BASE_URL": sandbox.url, "PER_REPORTING_TOKEN": sandbox.reporting_token}
 
 
@@ -199,7 +201,7 @@ def test_a_missing_step_is_named_and_exit_code_1(perqueue, refusing, form):
         "Per did not answer for 1 of 7 steps:\n  2026-03-03: no report: HTTP 200, come back" in result.stderr
     )
     if form == "--csv":
-        [_, row] = csv.reader(io.StringIO(result.stdout))
+        [row] = [row for row in csv.reader(io.StringIO(result.stdout)) if row[5] not in ("", "error")]
         assert (row[0][:10], row[2:5]) == ("2026-03-03", ["", "", ""])
         assert "come back tomorrow" in row[5]
     else:
@@ -226,6 +228,18 @@ def test_a_terminal_shows_bars_that_fit(outbox, per, monkeypatch, width):
     assert next(line.count("█") for line in lines if line.startswith("GROUP_A")) >= width // 4
     paint(_find(START, START + 9 * DAY, "day", None), console)
     assert "the steps do not add up" in " ".join(text.getvalue().split())
+
+
+def test_a_terminal_shows_that_a_step_is_unknown(refusing, monkeypatch):
+    """The step that Per did not answer for is a question mark, beside days that are zero."""
+    for name, value in refusing.items():
+        monkeypatch.setenv(name, value)
+    text = io.StringIO()
+    paint(_find(START + DAY, START + 8 * DAY, "day", None), Console(file=text, width=80))
+    lines = [line.split() for line in text.getvalue().splitlines()]
+    assert ["Tue", "2026-03-03", "?", "no", "answer", "from", "Per"] in lines
+    assert ["Thu", "2026-03-05", "0"] in lines
+    assert ["GROUP_A", "1", "?█"] in lines
 
 
 @pytest.fixture
