@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from perqueue._clock import Clock
-    from perqueue._outbox.tally import Count, Notice, Period
+    from perqueue._outbox.tally import Count, Notebook, Period
     from perqueue._report import Report
 
     GetReport = Callable[[datetime | str | None, datetime | str | None], Report]
@@ -96,16 +96,16 @@ def reconcile(
     end: datetime | str | None,
     clock: Clock,
     *,
-    notice: Notice | None = None,
+    notebook: Notebook | None = None,
 ) -> Reconciliation:
-    """See :meth:`perqueue.PerQueue.reconcile`; ``notice`` is handed each activity worth a look."""
+    """See :meth:`perqueue.PerQueue.reconcile`; ``notebook`` notes each activity worth a look."""
     from perqueue._outbox.tally import tally
 
     asked = clock.time_ms()
     report = get_report(start, end)
     period = _period(report, start, end, (asked, clock.time_ms()))
     with Reader(path) as reader:
-        known = tally(reader, period, notice)
+        known = tally(reader, period, notebook)
     complete = known.lost_through < period.start and not known.damaged
     circumstances = _Circumstances(complete, is_over=_is_over(_end(report, start, end), asked))
     said = {(row.activity_type_id, row.billing_id): row.unique for row in report.rows()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections import defaultdict
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from perqueue._activity import State
 from perqueue._answers import may_have_counted
@@ -17,12 +17,10 @@ from perqueue._outbox.trail import TRACE, bounds, traced
 from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from perqueue._outbox.reader import Reader
     from perqueue._outbox.trail import Traced
-
-    Notice = Callable[[Traced, tuple[str, ...]], None]
 
 # Of what was recorded long before, most was settled long before: those are left out by SQLite itself.
 _RELEVANT = (
@@ -68,8 +66,9 @@ _LATE = 32
 _PENDING = 64
 _REJECTED = 128
 
-_NOTABLE = {"late": _LATE, "uncertain": _STRADDLED, "pending": _PENDING, "rejected": _REJECTED}
+_KINDS = {"late": _LATE, "uncertain": _STRADDLED, "pending": _PENDING, "rejected": _REJECTED}
 """What makes a single activity worth a look, by the name of its column."""
+_NOTABLE = _LATE | _STRADDLED | _PENDING | _REJECTED
 
 _SHOWN = (
     _RECORDED,
@@ -107,6 +106,16 @@ class Count(NamedTuple):
     """Users with a request that ended without an answer."""
 
 
+class Notebook(Protocol):
+    """Takes note of the single activities that are worth a look."""
+
+    def begin(self) -> None:
+        """Forget what was noted: the outbox is read from its beginning."""
+
+    def note(self, activity_id: int, key: tuple[str, str], recorded_at: int, kind: str) -> None:
+        """Note one of an activity type and billing ID, in the order of recording, and what it is."""
+
+
 class Tally(NamedTuple):
     """What an outbox knows of a period."""
 
@@ -117,11 +126,13 @@ class Tally(NamedTuple):
     """Activities that cannot be counted, because nobody knows whose they are."""
 
 
-def tally(reader: Reader, period: Period, notice: Notice | None = None) -> Tally:
-    """Count what concerns a period, and hand each notable activity to ``notice``, in the order of recording.
+def tally(reader: Reader, period: Period, notebook: Notebook | None = None) -> Tally:
+    """Count what concerns a period, and note what is late, uncertain, pending or rejected.
 
     Raises :class:`~perqueue.OutboxError`, also if there is no room for what does not fit into memory.
     """
+    if notebook is not None:
+        notebook.begin()
     damaged = 0
     first, last = bounds(reader, None, period.end_at_most + 1)
     with _room(), closing(sqlite3.connect("", isolation_level=None)) as gathered:
@@ -129,7 +140,7 @@ def tally(reader: Reader, period: Period, notice: Notice | None = None) -> Tally
             gathered.execute(f"PRAGMA {pragma}")
         gathered.execute(_TABLE)
         for low, high in reader.slices(first - 1, last):
-            did, bad = _look(reader, period, low, high, notice)
+            did, bad = _look(reader, period, low, high, notebook)
             damaged += bad
             gathered.execute("BEGIN")
             gathered.executemany(_ADD, [(*key, what) for key, what in did.items()])
@@ -149,7 +160,7 @@ def _room() -> Iterator[None]:
 
 
 def _look(
-    reader: Reader, period: Period, low: int, high: int, notice: Notice | None
+    reader: Reader, period: Period, low: int, high: int, notebook: Notebook | None
 ) -> tuple[dict[tuple[str, str, str], int], int]:
     """Return what users did in a range of numbers, and how many activities are damaged."""
     unanswered = {
@@ -165,13 +176,17 @@ def _look(
             damaged += 1
             continue
         what = _what(one, period)
-        if notice is not None and (names := tuple(name for name, flag in _NOTABLE.items() if what & flag)):
-            notice(one, names)
+        if notebook is not None and what & _NOTABLE:
+            notebook.note(one.id, (one.activity_type_id, one.billing_id), one.recorded_at, _kind(what))
         if one.id in unanswered:
             what |= _UNANSWERED
         if what:
             did[one.activity_type_id, one.billing_id, one.user_id] |= what
     return did, damaged
+
+
+def _kind(what: int) -> str:
+    return next(name for name, flag in _KINDS.items() if what & flag)
 
 
 def _what(one: Traced, period: Period) -> int:

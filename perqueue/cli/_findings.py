@@ -10,6 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from perqueue._clock import datetime_from_ms, ms_from_datetime
+from perqueue._outbox import Reader, trace_one
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,17 +33,28 @@ class Noted:
     """The activities that are late, uncertain, pending or rejected: how many, and the first of each."""
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget all."""
         self.counts: Counter[str] = Counter()
-        self.first: dict[str, list[Traced]] = defaultdict(list)
+        self.first: dict[str, list[Traced]] = {}
+        self._numbers: dict[str, list[int]] = defaultdict(list)
         self._oldest: dict[Key, int] = {}
 
-    def __call__(self, one: Traced, names: tuple[str, ...]) -> None:
-        """Take note of an activity; of several names the first is its kind."""
-        kind = names[0]
+    def note(self, activity_id: int, key: Key, recorded_at: int, kind: str) -> None:
+        """Take note of an activity."""
         self.counts[kind] += 1
         if self.counts[kind] <= LISTED:
-            self.first[kind].append(one)
-        self._oldest.setdefault((one.activity_type_id, one.billing_id), one.recorded_at)
+            self._numbers[kind].append(activity_id)
+        self._oldest.setdefault(key, recorded_at)
+
+    def look_up(self, outbox: Path) -> None:
+        """Read the first of each kind; what was deleted meanwhile is left out."""
+        with Reader(outbox) as reader:
+            for kind, numbers in self._numbers.items():
+                found = (trace_one(reader, number) for number in numbers)
+                self.first[kind] = [one[0] for one in found if one is not None]
 
     def since(self, key: Key, start: datetime) -> datetime:
         """Return from when on to read the history of what counts in a period that starts then."""

@@ -182,7 +182,8 @@ def _find(
                 said.append(per.get_report(*period))
                 return said[0]
 
-            compared = reconcile(outbox, ask, start, end, SYSTEM_CLOCK, notice=noted)
+            compared = reconcile(outbox, ask, start, end, SYSTEM_CLOCK, notebook=noted)
+            noted.look_up(outbox)
             usage = said[0]
         now = datetime.now(UTC)
         first = usage.start if start is None else checked_moment("start", start)
