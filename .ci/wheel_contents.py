@@ -8,7 +8,8 @@ wheel = Path(sys.argv[1])
 with zipfile.ZipFile(wheel) as archive:
     names = set(archive.namelist())
 
-expected = {path.as_posix() for path in Path("perqueue").rglob("*") if path.suffix in {".py", ".typed"}}
+kinds = {".css", ".html", ".js", ".py", ".typed"}
+expected = {path.as_posix() for path in Path("perqueue").rglob("*") if path.suffix in kinds}
 expected -= {"perqueue/_plugin/_perqueue_pytest.py"}
 expected |= {"_perqueue_pytest.py"}  # found by pytest through its entry point
 metadata = {name for name in names if name.split("/")[0].endswith(".dist-info")}

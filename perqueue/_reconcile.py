@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from perqueue._clock import Clock
-    from perqueue._outbox.tally import Count, Period, Tally
+    from perqueue._outbox.tally import Count, Notebook, Period, Tally
     from perqueue._report import Report
 
     GetReport = Callable[[datetime | str | None, datetime | str | None], Report]
@@ -104,8 +104,10 @@ def reconcile(  # noqa: PLR0917 - as they come from the queue
     end: datetime | str | None,
     clock: Clock,
     tolerance: timedelta = timedelta(0),
+    *,
+    notebook: Notebook | None = None,
 ) -> Reconciliation:
-    """See :meth:`perqueue.PerQueue.reconcile`."""
+    """See :meth:`perqueue.PerQueue.reconcile`; ``notebook`` notes each activity worth a look."""
     from perqueue._outbox.tally import tally
 
     if not (isinstance(tolerance, timedelta) and timedelta(0) <= tolerance <= _MOST_TOLERANCE):
@@ -118,7 +120,7 @@ def reconcile(  # noqa: PLR0917 - as they come from the queue
     said = {(row.activity_type_id, row.billing_id): row.unique for row in report.rows()}
     with Reader(path) as reader:
         for pause in _PAUSES:
-            known = tally(reader, period)
+            known = tally(reader, period, notebook)
             if not pause or not _may_be_answered(said, known, asked - period.end):
                 break
             time.sleep(pause)

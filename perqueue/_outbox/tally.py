@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections import defaultdict
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from perqueue._activity import State
 from perqueue._answers import may_have_counted
@@ -81,6 +81,10 @@ _LATE = 128
 _PENDING = 256
 _REJECTED = 512
 
+_KINDS = {"late": _LATE, "uncertain": _STRADDLED, "pending": _PENDING, "rejected": _REJECTED}
+"""What makes a single activity worth a look, by the name of its column."""
+_NOTABLE = _LATE | _STRADDLED | _PENDING | _REJECTED
+
 _SHOWN = (
     _RECORDED,
     _DELIVERED,
@@ -123,6 +127,16 @@ class Count(NamedTuple):
     """Users that were recorded and delivered."""
 
 
+class Notebook(Protocol):
+    """Takes note of the single activities that are worth a look."""
+
+    def begin(self) -> None:
+        """Forget what was noted: the outbox is read from its beginning."""
+
+    def note(self, activity_id: int, key: tuple[str, str], recorded_at: int, kind: str) -> None:
+        """Note one of an activity type and billing ID, in the order of recording, and what it is."""
+
+
 class Tally(NamedTuple):
     """What an outbox knows of a period."""
 
@@ -133,11 +147,13 @@ class Tally(NamedTuple):
     """Activities that cannot be counted, because nobody knows whose they are."""
 
 
-def tally(reader: Reader, period: Period) -> Tally:
-    """Count what concerns a period.
+def tally(reader: Reader, period: Period, notebook: Notebook | None = None) -> Tally:
+    """Count what concerns a period, and note what is late, uncertain, pending or rejected.
 
     Raises :class:`~perqueue.OutboxError`, also if there is no room for what does not fit into memory.
     """
+    if notebook is not None:
+        notebook.begin()
     damaged = 0
     did: dict[Key, int] = defaultdict(int)
     first, last = bounds(reader, None, period.end_at_most + period.tolerance + 2 * _ROUNDING_MS)
@@ -146,7 +162,7 @@ def tally(reader: Reader, period: Period) -> Tally:
             gathered.execute(f"PRAGMA {pragma}")
         gathered.execute(_TABLE)
         for low, high in reader.slices(first - 1, last):
-            damaged += _look(reader, period, (low, high), did)
+            damaged += _look(reader, period, (low, high), did, notebook)
             if len(did) >= _MOST_GATHERED:
                 _store(gathered, did)
                 did.clear()
@@ -171,7 +187,13 @@ def _store(gathered: sqlite3.Connection, did: Mapping[Key, int]) -> None:
     gathered.execute("COMMIT")
 
 
-def _look(reader: Reader, period: Period, numbers: tuple[int, int], did: dict[Key, int]) -> int:
+def _look(
+    reader: Reader,
+    period: Period,
+    numbers: tuple[int, int],
+    did: dict[Key, int],
+    notebook: Notebook | None,
+) -> int:
     """Add what users did in a range of numbers, and return how many activities are damaged."""
     certain = edges(period)
     unanswered = {
@@ -191,6 +213,9 @@ def _look(reader: Reader, period: Period, numbers: tuple[int, int], did: dict[Ke
             what |= _arrival(period, certain, recorded_at, row[8], _sound(row[12]))
         elif what:
             what |= _PENDING if state is State.PENDING else _REJECTED
+        if notebook is not None and what & _NOTABLE:
+            name = next(name for name, flag in _KINDS.items() if what & flag)
+            notebook.note(activity_id, (kind, billing_id), recorded_at, name)
         if activity_id in unanswered:
             what |= _UNANSWERED
         if what:

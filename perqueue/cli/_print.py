@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 
+NO_SUM = (
+    "A user who was active in several steps counts in each of them, and once in the whole period:"
+    " the steps do not add up to it."
+)
+
+
 def as_json(data: object) -> None:
     """Print JSON; whatever JSON has no form for (a date, an enumeration's member) as its text."""
     click.echo(json.dumps(data, indent=2, ensure_ascii=False, default=_text))

@@ -92,7 +92,7 @@ def reconcile(
         period = moment(start), moment(end, time.max)
         found = compare(path, per.get_report, *period, SYSTEM_CLOCK, timedelta(seconds=tolerance))
     if as_json:
-        _print.as_json(_plain(found))
+        _print.as_json(as_plain(found))
     else:
         _show(found)
     if found.unexplained:
@@ -114,7 +114,8 @@ def _check_origin(path: Path) -> None:
         raise Misuse(message)
 
 
-def _plain(found: Reconciliation) -> dict[str, Any]:
+def as_plain(found: Reconciliation) -> dict[str, Any]:
+    """Return what `--json` prints."""
     return {
         "start": _print.iso(found.start),
         "end": _print.iso(found.end),

@@ -19,7 +19,8 @@ _QUIET = (
 )
 
 
-@pytest.fixture(scope="session")
+# Not for the session: as long as it lives, Playwright's event loop counts as running in this thread.
+@pytest.fixture(scope="module")
 def chromium():
     """A running Chromium of the system's: Playwright's own would have to be downloaded."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
