@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import ssl
 
     import httpx
+    from opentelemetry.metrics import MeterProvider
 
     from perqueue._activity import Activity
     from perqueue._stats import Stats
@@ -91,6 +92,7 @@ class Settings(ClientSettings):
     on_record_error: Callable[[OutboxError], object] | None = None
     on_rejected: Callable[[Activity], object] | None = None
     on_stalled: Callable[[Stats], object] | None = None
+    meter_provider: MeterProvider | None = None
 
 
 def resolve_client_settings(environ: Mapping[str, str] = os.environ, **options: Any) -> ClientSettings:
@@ -150,6 +152,10 @@ def resolve_settings(environ: Mapping[str, str] = os.environ, **options: Any) ->
             message = f"{name} must be callable"
             raise ConfigurationError(message)
         resolved[name] = options[name]
+    resolved["meter_provider"] = provider = options["meter_provider"]
+    if provider is not None and not hasattr(provider, "get_meter"):
+        message = "meter_provider must be an opentelemetry.metrics.MeterProvider"
+        raise ConfigurationError(message)
     return Settings(**resolved)
 
 
