@@ -65,9 +65,18 @@ _WORDS = (  # the first that fits; what the wire says where there was no answer
     (Error.TIMEOUT, re.compile(r"no answer within |\w*Timeout\b|TimeoutError")),
     (Error.NOT_PER, re.compile(r"not an answer of Per's|NotHTTP|\w*ProtocolError|DecodingError")),
     (Error.TLS, re.compile(r"the server's certificate|.*\bSSL|.*CERTIFICATE_VERIFY_FAILED")),
-    (Error.NAME, re.compile(r".*(name resolution|Name or service|No address associated|getaddrinfo|gaierror)")),
-    (Error.CONNECT, re.compile(r"ConnectError|ConnectionRefused|ProxyError|.*(unreachable|No route to host)")),
-    (Error.CONNECTION, re.compile(r"Connection\w*Error|BrokenPipe|(Read|Write|Close)Error|StaleConnection|OSError")),
+    (
+        Error.NAME,
+        re.compile(r".*(name resolution|Name or service|No address associated|getaddrinfo|gaierror)"),
+    ),
+    (
+        Error.CONNECT,
+        re.compile(r"ConnectError|ConnectionRefused|ProxyError|.*(unreachable|No route to host)"),
+    ),
+    (
+        Error.CONNECTION,
+        re.compile(r"Connection\w*Error|BrokenPipe|(Read|Write|Close)Error|StaleConnection|OSError"),
+    ),
 )
 
 
@@ -89,12 +98,16 @@ def error_of(outcome: Outcome) -> Error | None:
             return Error.NO_TOKEN if outcome.status is None else Error.BAD_TOKEN
         case Verdict.RATE_LIMITED:
             return Error.RATE_LIMITED
-    reason = outcome.reason or ""
-    if outcome.status is not None:
-        if not reason.startswith(f"HTTP {outcome.status}"):
-            return Error.UNAVAILABLE
-        return _STATUS.get(outcome.status // 100, Error.NOT_PER)
-    return next((error for error, words in _WORDS if words.match(reason)), Error.OTHER)
+        case _:
+            return _error_without_answer(outcome.status, outcome.reason or "")
+
+
+def _error_without_answer(status: int | None, reason: str) -> Error:
+    if status is None:
+        return next((error for error, words in _WORDS if words.match(reason)), Error.OTHER)
+    if not reason.startswith(f"HTTP {status}"):  # but in Per's own words
+        return Error.UNAVAILABLE
+    return _STATUS.get(status // 100, Error.NOT_PER)
 
 
 class Sample(Generic[T]):

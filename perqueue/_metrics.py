@@ -9,61 +9,31 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import weakref
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from perqueue._instruments import (
+    OF_THE_OUTBOX,
+    OF_THE_PROCESS,
+    OUTCOME,
+    PATH,
+    RECORD_DURATION,
+    REQUEST_DURATION,
+)
 from perqueue._measures import Measures
-from perqueue._stats import DrainState
 from perqueue._version import __version__
 from perqueue.exceptions import ConfigurationError, PerQueueError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterator
+    from pathlib import Path
 
     from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation
 
-    from perqueue._outbox import Position
-    from perqueue._stats import Stats
-
-    Attributes = dict[str, str]
-    Values = Iterable[tuple[float, Attributes]]
+    from perqueue._instruments import Attributes, HistogramSpec, Reading, Spec
 
 log = logging.getLogger("perqueue")
-
-PATH = "perqueue.outbox.path"
-FILE = "perqueue.outbox.file"
-STATE = "perqueue.drain.state"
-OUTCOME = "perqueue.outcome"
-ERROR = "error.type"
-
-_RECORD_BUCKETS = (5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 1e-3, 2.5e-3, 0.01, 0.05, 0.25, 1.0)
-# What OpenTelemetry's semantic conventions advise for the durations of requests.
-_REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
-
-
-class Reading(NamedTuple):
-    """What a queue knows at one moment."""
-
-    path: Path
-    position: Position
-    stats: Stats
-    works: bool
-    """Whether this process's worker runs."""
-
-    @property
-    def state(self) -> DrainState:
-        """What this process's drain does: not what it would do once it is started."""
-        if self.works or self.stats.state is DrainState.PAUSED:
-            return self.stats.state
-        return DrainState.OFF
-
-    @property
-    def drains(self) -> bool:
-        """Whether this process is the one that delivers."""
-        return self.state not in (DrainState.OFF, DrainState.STANDBY)
 
 
 class Reported(Protocol):
@@ -71,172 +41,6 @@ class Reported(Protocol):
 
     def _reading(self) -> Reading:
         """Look; may raise what ``stats()`` raises."""
-
-
-def _pending(r: Reading) -> Values:
-    yield r.position.pending, {}
-
-
-def _oldest_age(r: Reading) -> Values:
-    yield r.stats.oldest_pending_age or 0.0, {}
-
-
-def _recorded(r: Reading) -> Values:
-    yield r.position.last_id, {}
-
-
-def _delivered(r: Reading) -> Values:
-    yield r.position.accepted, {}
-
-
-def _rejected(r: Reading) -> Values:
-    yield r.position.rejected, {}
-
-
-def _damaged(r: Reading) -> Values:
-    yield r.position.damaged, {}
-
-
-def _holds(r: Reading) -> Values:
-    yield r.position.pauses, {}
-
-
-def _size(r: Reading) -> Values:
-    for file, path in (("database", str(r.path)), ("wal", f"{r.path}-wal")):
-        try:
-            yield os.stat(path).st_size, {FILE: file}  # noqa: PTH116 - stat, never open: see the outbox's locks
-        except FileNotFoundError:
-            yield 0, {FILE: file}
-
-
-def _state(r: Reading) -> Values:
-    for state in DrainState:
-        yield int(state is r.state), {STATE: str(state)}
-
-
-def _in_flight(r: Reading) -> Values:
-    yield r.stats.in_flight, {}
-
-
-def _limit(r: Reading) -> Values:
-    yield r.stats.in_flight_limit if r.drains else 0, {}
-
-
-def _requests(m: Measures) -> Values:
-    for (kind, error), count in list(m.requests.items()):
-        yield count, {OUTCOME: str(kind)} | ({} if error is None else {ERROR: str(error)})
-
-
-def _not_recorded(m: Measures) -> Values:
-    for name, count in list(m.not_recorded.items()):
-        yield count, {ERROR: name}
-
-
-class Spec(NamedTuple):
-    """An instrument: how it is made, and where its values come from."""
-
-    make: str
-    name: str
-    unit: str
-    description: str
-    read: Callable[[Any], Values]
-
-
-OF_THE_OUTBOX = (
-    Spec(
-        "create_observable_gauge",
-        "perqueue.outbox.pending",
-        "{activity}",
-        "Recorded activities that Per has neither accepted nor refused",
-        _pending,
-    ),
-    Spec(
-        "create_observable_gauge",
-        "perqueue.outbox.oldest_age",
-        "s",
-        "Age of the oldest pending activity; 0 when none is pending",
-        _oldest_age,
-    ),
-    Spec(
-        "create_observable_counter",
-        "perqueue.outbox.recorded",
-        "{activity}",
-        "Activities ever recorded into the outbox, by any process",
-        _recorded,
-    ),
-    Spec(
-        "create_observable_counter",
-        "perqueue.outbox.delivered",
-        "{activity}",
-        "Activities that Per has accepted, delivered by any process",
-        _delivered,
-    ),
-    Spec(
-        "create_observable_gauge",
-        "perqueue.outbox.rejected",
-        "{activity}",
-        "Activities that Per refused and nobody has requeued or discarded",
-        _rejected,
-    ),
-    Spec(
-        "create_observable_gauge",
-        "perqueue.outbox.damaged",
-        "{activity}",
-        "Activities whose rows are not what was recorded, or are missing",
-        _damaged,
-    ),
-    Spec(
-        "create_observable_counter",
-        "perqueue.outbox.pauses",
-        "{pause}",
-        "How often sending was held up: a backoff after each failed probe, a Retry-After, a pause",
-        _holds,
-    ),
-    Spec("create_observable_gauge", "perqueue.outbox.size", "By", "Size of the outbox's files", _size),
-    Spec(
-        "create_observable_up_down_counter",
-        "perqueue.drain.status",
-        "{drain}",
-        "1 for the state that this process's drain is in, 0 for the others",
-        _state,
-    ),
-    Spec(
-        "create_observable_up_down_counter",
-        "perqueue.drain.in_flight",
-        "{request}",
-        "Requests that this process waits for",
-        _in_flight,
-    ),
-    Spec(
-        "create_observable_up_down_counter",
-        "perqueue.drain.in_flight_limit",
-        "{request}",
-        "How many requests this process would have in flight at most, now",
-        _limit,
-    ),
-)
-OF_THE_PROCESS = (
-    Spec(
-        "create_observable_counter",
-        "perqueue.drain.requests",
-        "{request}",
-        "Requests of this process that ended, by what came of them",
-        _requests,
-    ),
-    Spec(
-        "create_observable_counter",
-        "perqueue.record.failures",
-        "{activity}",
-        "Activities that this process's record() could not store",
-        _not_recorded,
-    ),
-)
-RECORD_DURATION = ("perqueue.record.duration", "s", "Duration of record(), a sample of at most 1000 a collection")
-REQUEST_DURATION = (
-    "perqueue.drain.request.duration",
-    "s",
-    "Duration of delivering one activity, a sample of at most 1000 a collection",
-)
 
 
 class Book:
@@ -247,7 +51,7 @@ class Book:
 
     def __init__(self) -> None:
         self._queues: dict[int, weakref.ref[Reported]] = {}
-        # Kept when a queue is closed, and gone with the process: a job of seconds is collected once, at its end.
+        # Kept when a queue is closed: a job of seconds is collected once, when it is over.
         self._measures: dict[Path, Measures] = {}
         self._readings: dict[Path, Reading] = {}
         self._served: set[str] = set()
@@ -256,8 +60,8 @@ class Book:
 
     def open(self, meter: Meter, key: int) -> None:
         """Create the instruments."""
-        self._record_duration = _histogram(meter, RECORD_DURATION, _RECORD_BUCKETS)
-        self._request_duration = _histogram(meter, REQUEST_DURATION, _REQUEST_BUCKETS)
+        self._record_duration = _histogram(meter, RECORD_DURATION)
+        self._request_duration = _histogram(meter, REQUEST_DURATION)
         for spec in (*OF_THE_OUTBOX, *OF_THE_PROCESS):
             # By the key: of two threads that open one provider's book at once, one's instruments are used.
             getattr(meter, spec.make)(spec.name, [partial(_observed, key, spec)], spec.unit, spec.description)
@@ -321,10 +125,9 @@ class Book:
                     self._request_duration.record(seconds, {**attributes, OUTCOME: str(kind)})
 
 
-def _histogram(meter: Meter, named: tuple[str, str, str], buckets: Iterable[float]) -> Histogram:
-    name, unit, description = named
+def _histogram(meter: Meter, spec: HistogramSpec) -> Histogram:
     return meter.create_histogram(
-        name, unit, description, explicit_bucket_boundaries_advisory=tuple(buckets)
+        spec.name, spec.unit, spec.description, explicit_bucket_boundaries_advisory=spec.buckets
     )
 
 
@@ -353,12 +156,9 @@ os.register_at_fork(after_in_child=_forget)
 def report(queue: Reported, path: Path, provider: MeterProvider | None) -> Measures | None:
     """Report a queue through a meter provider; return where it is to put what it measures itself.
 
-    Without a provider: through OpenTelemetry's global one, if this process has loaded OpenTelemetry's metrics
-    by now; else nothing is measured, and None is returned. A provider that raises means no metrics, too.
-    Raises :class:`ConfigurationError` if one is given, and OpenTelemetry is not installed.
+    None stands for OpenTelemetry's global one. If the provider does nothing, or raises, None is returned, and
+    nothing is measured. Raises :class:`ConfigurationError` if OpenTelemetry is not installed.
     """
-    if provider is None and "opentelemetry.metrics" not in sys.modules:
-        return None
     try:
         from opentelemetry.metrics import NoOpMeterProvider
     except ImportError:
@@ -374,19 +174,17 @@ def report(queue: Reported, path: Path, provider: MeterProvider | None) -> Measu
 
 
 def _book(provider: MeterProvider | None) -> Book:
-    """Return the one book of a provider: the global one has been a stand-in perhaps, and is now itself."""
+    """Return the one book of a provider: the global one may be a stand-in yet, which later becomes it."""
     from opentelemetry.metrics import get_meter_provider
 
-    key, given = id(provider), provider
-    if key not in _books and (given is None or given is get_meter_provider()):
-        given = get_meter_provider()
-        key = id(given) if id(given) in _books else _GLOBAL
-    known = _books.get(key)
-    if known is None:
+    current = get_meter_provider()
+    given = current if provider is None else provider
+    key = _GLOBAL if given is current and id(given) not in _books else id(given)
+    if key not in _books:
         book = Book()
         book.open(given.get_meter("perqueue", __version__), key)
-        known = _books.setdefault(key, (given, book))  # of two threads at once, one's is used by both
-    return known[1]
+        _books.setdefault(key, (given, book))  # of two threads at once, one's is used by both
+    return _books[key][1]
 
 
 def withdraw(queue: Reported) -> None:

@@ -16,7 +16,7 @@ from perqueue._client import Reporter
 from perqueue._clock import SYSTEM_CLOCK
 from perqueue._flush import DEFAULT, Default, Flush, Told
 from perqueue._lock import drain_lock, is_drained
-from perqueue._observer import Observer, call_back
+from perqueue._observer import Observer
 from perqueue._outbox import SQLiteOutbox
 from perqueue._receipt import Receipt, Waiters
 from perqueue._settings import is_address, resolve_settings
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
     from perqueue._audit import ActivityRecord
     from perqueue._coalescer import Coalescer
+    from perqueue._instruments import Reading
     from perqueue._measures import Measures
-    from perqueue._metrics import Reading
     from perqueue._outbox import Settled
     from perqueue._receipt import Listener
     from perqueue._reconcile import Reconciliation
@@ -204,7 +204,7 @@ class PerQueue:
         self._finalizer = weakref.finalize(self, _ending.end_elsewhere, self._outbox, None, self._reporter)
         self._finalizer.atexit = False
         self._closed = False
-        if settings.drain:
+        if settings.drain or settings.on_stalled is not None:  # who only records may look if others deliver
             self._make_worker()
             if position.pending > 0:
                 self._follower().start()
@@ -220,7 +220,9 @@ class PerQueue:
 
     # -- recording
 
-    def record(self, billing_id: str, user_id: str, *, activity_type_id: str | None = None) -> Receipt:
+    def record(  # noqa: C901 - the hot path is written out
+        self, billing_id: str, user_id: str, *, activity_type_id: str | None = None
+    ) -> Receipt:
         """Commit one activity to the outbox, and return a receipt that need not be kept.
 
         Each ID is a non-empty ``str`` of at most 400 UTF-8 bytes without NUL. When this returns, the
@@ -271,7 +273,7 @@ class PerQueue:
             self._measures.not_recorded[type(error).__name__] += 1
         if self._settings.on_record_error is None:
             raise error
-        call_back(self._settings.on_record_error, error)
+        self._observer.call_back("on_record_error", error)
         return Receipt(0, self._self, error)
 
     def _refuse(self) -> NoReturn:
@@ -366,7 +368,9 @@ class PerQueue:
         settings, measures = self._settings, self._measures
         worker = Worker(
             self._outbox,
-            (lambda: Wire(settings)) if measures is None else lambda: MeasuredDeliverer(Wire(settings), measures),
+            (lambda: Wire(settings))
+            if measures is None
+            else lambda: MeasuredDeliverer(Wire(settings), measures),
             self._observer,
             lock=lambda: drain_lock(settings.outbox),
             looks_up_names=settings.transport is None and not is_address(settings.base_url),
@@ -425,7 +429,7 @@ class PerQueue:
 
     def _reading(self) -> Reading:
         """See :class:`perqueue._metrics.Reported`."""
-        from perqueue._metrics import Reading  # loaded: it is what asks
+        from perqueue._instruments import Reading  # loaded: metrics ask
 
         if self._closed:
             self._refuse()

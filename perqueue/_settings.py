@@ -152,10 +152,7 @@ def resolve_settings(environ: Mapping[str, str] = os.environ, **options: Any) ->
             message = f"{name} must be callable"
             raise ConfigurationError(message)
         resolved[name] = options[name]
-    resolved["meter_provider"] = provider = options["meter_provider"]
-    if provider is not None and not hasattr(provider, "get_meter"):
-        message = "meter_provider must be an opentelemetry.metrics.MeterProvider"
-        raise ConfigurationError(message)
+    resolved["meter_provider"] = _meter_provider(options["meter_provider"])
     return Settings(**resolved)
 
 
@@ -259,6 +256,13 @@ def _verify(verify: object) -> ssl.SSLContext | bool:
     if isinstance(verify, ssl.SSLContext):
         return verify
     message = "verify must be True, False or an ssl.SSLContext (ssl.create_default_context(cafile=...))"
+    raise ConfigurationError(message)
+
+
+def _meter_provider(provider: Any) -> MeterProvider | None:
+    if provider is None or callable(getattr(provider, "get_meter", None)):
+        return provider
+    message = "meter_provider must be an opentelemetry.metrics.MeterProvider"
     raise ConfigurationError(message)
 
 
