@@ -50,7 +50,7 @@ class Error(StrEnum):
     HTTP_4XX = "http_4xx"
     HTTP_5XX = "http_5xx"
     NOT_PER = "not_per"
-    """Something answered that is not Per, or only half of it arrived."""
+    """Something answered that is not Per."""
     TIMEOUT = "timeout"
     NAME = "name_resolution"
     CONNECT = "connect"
@@ -62,6 +62,7 @@ class Error(StrEnum):
 
 _STATUS = {3: Error.HTTP_3XX, 4: Error.HTTP_4XX, 5: Error.HTTP_5XX}
 _WORDS = (  # the first that fits; what the wire says where there was no answer
+    (Error.CONNECTION, re.compile(r".*the connection ended")),
     (Error.TIMEOUT, re.compile(r"no answer within |\w*Timeout\b|TimeoutError")),
     (Error.NOT_PER, re.compile(r"not an answer of Per's|NotHTTP|\w*ProtocolError|DecodingError")),
     (Error.TLS, re.compile(r"the server's certificate|.*\bSSL|.*CERTIFICATE_VERIFY_FAILED")),

@@ -23,7 +23,7 @@ from perqueue._instruments import (
 )
 from perqueue._measures import Measures
 from perqueue._version import __version__
-from perqueue.exceptions import ConfigurationError, PerQueueError
+from perqueue.exceptions import PerQueueError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,8 +96,11 @@ class Book:
             self._served.add(spec.name)
             return
         self._served = {spec.name}
-        self._hand_over()
         self._readings = self._look()
+        try:
+            self._hand_over()
+        except Exception as error:  # noqa: BLE001 - the other instruments may work
+            log.debug("durations cannot be handed over: %s", error)
 
     def _look(self) -> dict[Path, Reading]:
         readings: dict[Path, Reading] = {}
@@ -157,13 +160,10 @@ def report(queue: Reported, path: Path, provider: MeterProvider | None) -> Measu
     """Report a queue through a meter provider; return where it is to put what it measures itself.
 
     None stands for OpenTelemetry's global one. If the provider does nothing, or raises, None is returned, and
-    nothing is measured. Raises :class:`ConfigurationError` if OpenTelemetry is not installed.
+    nothing is measured.
     """
-    try:
-        from opentelemetry.metrics import NoOpMeterProvider
-    except ImportError:
-        message = "meter_provider needs OpenTelemetry's API: pip install 'useper-perqueue[otel]'"
-        raise ConfigurationError(message) from None
+    from opentelemetry.metrics import NoOpMeterProvider
+
     if isinstance(provider, NoOpMeterProvider):
         return None
     try:

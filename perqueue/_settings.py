@@ -259,11 +259,18 @@ def _verify(verify: object) -> ssl.SSLContext | bool:
     raise ConfigurationError(message)
 
 
-def _meter_provider(provider: Any) -> MeterProvider | None:
-    if provider is None or callable(getattr(provider, "get_meter", None)):
-        return provider
-    message = "meter_provider must be an opentelemetry.metrics.MeterProvider"
-    raise ConfigurationError(message)
+def _meter_provider(provider: MeterProvider | None) -> MeterProvider | None:
+    if provider is None:
+        return None
+    if not callable(getattr(provider, "get_meter", None)):
+        message = "meter_provider must be an opentelemetry.metrics.MeterProvider"
+        raise ConfigurationError(message)
+    try:
+        import opentelemetry.metrics  # noqa: F401 - as long as somebody is there to be told
+    except ImportError:
+        message = "meter_provider needs OpenTelemetry's API: pip install 'useper-perqueue[otel]'"
+        raise ConfigurationError(message) from None
+    return provider
 
 
 def is_loopback(host: str) -> bool:
