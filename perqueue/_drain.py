@@ -36,6 +36,8 @@ TICK = 0.085
 """Seconds after which a record() in another process is noticed at the latest."""
 OUTBOX = "outbox"
 """The trouble that the outbox cannot be used, for the log."""
+OBSERVER_INTERVAL = 2.0
+"""Seconds between two looks of the observer, at whether delivery has stalled."""
 _STUCK_RETRY = 0.5
 _PRUNE_BATCH = 50
 _PRUNE_INTERVAL = 60.0
@@ -163,7 +165,7 @@ class Drain:
         """Have the observer look; also while outcomes cannot be written, which is a way to stall."""
         now = self._clock.monotonic()
         if now >= self._next_tick:
-            self._next_tick = now + 2.0
+            self._next_tick = now + OBSERVER_INTERVAL
             self._observer.on_tick()
 
     def _turn(self) -> None:

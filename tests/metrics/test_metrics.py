@@ -439,7 +439,7 @@ queue.close()
 
 
 def test_a_fork_while_metrics_are_collected(env, per):
-    """A child forked while a thread is inside a meter records without a hang: it needs no lock of the meter."""
+    """A child forked while a thread is inside a meter records without a hang: it needs none of its locks."""
     env = {**env, "PYTHONWARNINGS": "ignore::DeprecationWarning"}
     with Child(LOCKED + FORKED_INSIDE, env=env, measured=False) as child:
         child.expect("0", timeout=20)
