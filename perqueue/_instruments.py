@@ -19,27 +19,33 @@ if TYPE_CHECKING:
     Values = Iterable[tuple[float, Attributes]]
 
 PATH = "perqueue.outbox.path"
+ID = "perqueue.outbox.id"
 FILE = "perqueue.outbox.file"
 STATE = "perqueue.drain.state"
 OUTCOME = "perqueue.outcome"
 ERROR = "error.type"
 
 
+class Where(NamedTuple):
+    """Which outbox it is: what every measurement says."""
+
+    path: Path
+    outbox_id: str
+    """The same for all processes that have it open, and for no other outbox."""
+
+    def attributes(self) -> Attributes:
+        """Return it as attributes."""
+        return {PATH: str(self.path), ID: self.outbox_id}
+
+
 class Reading(NamedTuple):
     """What a queue knows at one moment."""
 
-    path: Path
+    where: Where
     position: Position
     stats: Stats
-    works: bool
-    """Whether this process's worker runs."""
-
-    @property
-    def state(self) -> DrainState:
-        """What this process's drain does: not what it would do once it is started."""
-        if self.works or self.stats.state is DrainState.PAUSED:
-            return self.stats.state
-        return DrainState.OFF
+    state: DrainState
+    """What this process's own drain does; ``stats`` tells also what keeps another one from delivering."""
 
     @property
     def drains(self) -> bool:
@@ -76,7 +82,7 @@ def _holds(r: Reading) -> Values:
 
 
 def _size(r: Reading) -> Values:
-    for file, path in (("database", str(r.path)), ("wal", f"{r.path}-wal")):
+    for file, path in (("database", str(r.where.path)), ("wal", f"{r.where.path}-wal")):
         try:
             yield os.stat(path).st_size, {FILE: file}  # noqa: PTH116 - stat, never open: see the outbox's locks
         except FileNotFoundError:

@@ -17,7 +17,6 @@ from perqueue._instruments import (
     OF_THE_OUTBOX,
     OF_THE_PROCESS,
     OUTCOME,
-    PATH,
     RECORD_DURATION,
     REQUEST_DURATION,
 )
@@ -27,11 +26,10 @@ from perqueue.exceptions import PerQueueError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation
 
-    from perqueue._instruments import Attributes, HistogramSpec, Reading, Spec
+    from perqueue._instruments import Attributes, HistogramSpec, Reading, Spec, Where
 
 log = logging.getLogger("perqueue")
 
@@ -52,8 +50,8 @@ class Book:
     def __init__(self) -> None:
         self._queues: dict[int, weakref.ref[Reported]] = {}
         # Kept when a queue is closed: a job of seconds is collected once, when it is over.
-        self._measures: dict[Path, Measures] = {}
-        self._readings: dict[Path, Reading] = {}
+        self._measures: dict[Where, Measures] = {}
+        self._readings: dict[Where, Reading] = {}
         self._served: set[str] = set()
         self._record_duration: Histogram | None = None
         self._request_duration: Histogram | None = None
@@ -66,11 +64,11 @@ class Book:
             # By the key: of two threads that open one provider's book at once, one's instruments are used.
             getattr(meter, spec.make)(spec.name, [partial(_observed, key, spec)], spec.unit, spec.description)
 
-    def add(self, queue: Reported, path: Path) -> Measures:
+    def add(self, queue: Reported, where: Where) -> Measures:
         """Report a queue from now on; its measures are those of all queues of this process on one outbox."""
         key, queues = id(queue), self._queues
         queues[key] = weakref.ref(queue, lambda _: queues.pop(key, None))
-        return self._measures.setdefault(path, Measures())
+        return self._measures.setdefault(where, Measures())
 
     def remove(self, queue: Reported) -> None:
         """Report it no more, except for what this process did."""
@@ -85,10 +83,10 @@ class Book:
         """Return what an instrument has to show now, for each outbox."""
         self._begin(spec)
         of_the_outbox = spec in OF_THE_OUTBOX
-        sources: dict[Path, Any] = self._readings if of_the_outbox else self._measures
-        for path, source in list(sources.items()):
+        sources: dict[Where, Any] = self._readings if of_the_outbox else self._measures
+        for where, source in list(sources.items()):
             for value, attributes in spec.read(source):
-                yield value, {PATH: str(path), **attributes}
+                yield value, where.attributes() | attributes
 
     def _begin(self, spec: Spec) -> None:
         """Look at each outbox once a collection: an instrument that asks again begins the next."""
@@ -102,8 +100,8 @@ class Book:
         except Exception as error:  # noqa: BLE001 - the other instruments may work
             log.debug("durations cannot be handed over: %s", error)
 
-    def _look(self) -> dict[Path, Reading]:
-        readings: dict[Path, Reading] = {}
+    def _look(self) -> dict[Where, Reading]:
+        readings: dict[Where, Reading] = {}
         for reference in list(self._queues.values()):
             queue = reference()
             if queue is None:
@@ -112,14 +110,14 @@ class Book:
                 reading = queue._reading()  # noqa: SLF001
             except PerQueueError:
                 continue  # locked, damaged, closed just now: a gap says that nothing is known
-            other = readings.get(reading.path)
+            other = readings.get(reading.where)
             if other is None or (reading.drains and not other.drains):
-                readings[reading.path] = reading
+                readings[reading.where] = reading
         return readings
 
     def _hand_over(self) -> None:
-        for path, measures in list(self._measures.items()):
-            attributes = {PATH: str(path)}
+        for where, measures in list(self._measures.items()):
+            attributes = where.attributes()
             if self._record_duration is not None:
                 for seconds in measures.recorded.take():
                     self._record_duration.record(seconds, attributes)
@@ -156,7 +154,7 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-def report(queue: Reported, path: Path, provider: MeterProvider | None) -> Measures | None:
+def report(queue: Reported, where: Where, provider: MeterProvider | None) -> Measures | None:
     """Report a queue through a meter provider; return where it is to put what it measures itself.
 
     None stands for OpenTelemetry's global one. If the provider does nothing, or raises, None is returned, and
@@ -167,7 +165,7 @@ def report(queue: Reported, path: Path, provider: MeterProvider | None) -> Measu
     if isinstance(provider, NoOpMeterProvider):
         return None
     try:
-        return _book(provider).add(queue, path)
+        return _book(provider).add(queue, where)
     except Exception as error:  # noqa: BLE001 - recording matters more
         log.warning("there are no metrics: the meter provider raised %s", type(error).__name__)
         return None

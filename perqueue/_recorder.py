@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from perqueue._audit import ActivityRecord
     from perqueue._coalescer import Coalescer
-    from perqueue._instruments import Reading
+    from perqueue._instruments import Reading, Where
     from perqueue._measures import Measures
     from perqueue._outbox import Settled
     from perqueue._receipt import Listener
@@ -200,7 +200,7 @@ class PerQueue:
         if settings.meter_provider is not None or "opentelemetry.metrics" in sys.modules:
             from perqueue import _metrics
 
-            self._measures = _metrics.report(self, settings.outbox, settings.meter_provider)
+            self._measures = _metrics.report(self, self._where(), settings.meter_provider)
         self._finalizer = weakref.finalize(self, _ending.end_elsewhere, self._outbox, None, self._reporter)
         self._finalizer.atexit = False
         self._closed = False
@@ -435,8 +435,18 @@ class PerQueue:
             self._refuse()
         position, worker = self._outbox.position(), self._worker
         stats = describe(position, worker, drains=self._settings.drain, now=self._clock.time_ms())
-        works = worker is not None and worker.started
-        return Reading(path=self._settings.outbox, position=position, stats=stats, works=works)
+        state = stats.state
+        if worker is None or not worker.trouble:
+            if worker is None or not worker.started or not self._settings.drain:
+                state = DrainState.OFF
+            elif worker.standby:
+                state = DrainState.STANDBY
+        return Reading(where=self._where(), position=position, stats=stats, state=state)
+
+    def _where(self) -> Where:
+        from perqueue._instruments import Where
+
+        return Where(self._settings.outbox, self._outbox.outbox_id)
 
     def get_report(self, start: datetime | str | None = None, end: datetime | str | None = None) -> Report:
         """Ask Per for the usage report, now; see :meth:`perqueue.AsyncPerClient.get_report`.

@@ -77,8 +77,8 @@ def written(tmp_path, text):
 
 
 def test_every_example_is_short_and_run_here():
-    """An example is read in one go, and each of them is run by a test of this file."""
-    tests = Path(__file__).read_text(encoding="utf-8")
+    """An example is read in one go, and each of them is run by a test of this folder."""
+    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
     for example in EXAMPLES.glob("*.py"):
         assert f'"{example.name}"' in tests, f"{example.name} is not run"
         assert len(example.read_text(encoding="utf-8").splitlines()) < 80, f"{example.name} is long"

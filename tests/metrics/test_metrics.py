@@ -175,6 +175,29 @@ def test_many_records_between_two_collections_are_sampled(make_queue, provider, 
     assert seen("perqueue.record.duration").count == SAMPLES
 
 
+def test_the_state_is_that_of_this_process(per, make_queue, provider, collect, until):
+    """While one process is paused, one that only records is off, and a standby a standby."""
+    readers = [InMemoryMetricReader() for _ in range(2)]
+    others = [MeterProvider([reader], shutdown_on_exit=False) for reader in readers]
+    per.set_fault(Latency(5))
+    drainer = make_queue(meter_provider=provider)
+    drainer.record("GROUP_A", "USER_0")
+    per.wait_for_requests(1)
+    recorder = make_queue(meter_provider=others[0], drain=False, on_stalled=print)
+    standby = make_queue(meter_provider=others[1])
+    recorder.record("GROUP_A", "USER_1")
+    standby.record("GROUP_A", "USER_2")
+    until(lambda: Collected(readers[1].get_metrics_data()).state() == "standby")
+    per.set_fault(Status(503))
+    until(lambda: collect().state() == "backing_off", 20)
+    seen = [collect(), *(Collected(reader.get_metrics_data()) for reader in readers)]
+    assert [each.state() for each in seen] == ["backing_off", "off", "standby"]
+    assert [each("perqueue.drain.in_flight_limit") for each in seen] == [1, 0, 0]
+    assert len({each.points[0][1]["perqueue.outbox.id"] for each in seen}) == 1
+    for other in others:
+        other.shutdown()
+
+
 # --- Whose provider
 
 
