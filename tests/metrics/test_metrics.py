@@ -40,7 +40,8 @@ def test_metrics_tell_what_became_of_activities(per, make_queue, provider, colle
     assert seen("perqueue.outbox.pending") == seen("perqueue.outbox.damaged") == 0
     assert seen("perqueue.outbox.oldest_age") == 0
     assert seen("perqueue.outbox.size", file="database") == outbox.stat().st_size
-    assert seen("perqueue.outbox.size", file="wal") == outbox.with_name(f"{outbox.name}-wal").stat().st_size
+    wal = outbox.with_name(f"{outbox.name}-wal").stat().st_size
+    assert 0 < seen("perqueue.outbox.size", file="wal") <= wal
     assert seen.state() == "idle"
     assert seen("perqueue.drain.requests", outcome="accepted") == 20
     assert seen("perqueue.drain.requests", outcome="rejected", type="refused") == 1
