@@ -469,3 +469,34 @@ def test_a_fork_while_metrics_are_collected(env, per):
         child.expect("0", timeout=20)
         child.expect("2")
         child.succeed(20)
+
+
+PREFORK = """
+from opentelemetry import metrics
+queue = PerQueue(drain=False)
+queue.record("GROUP", "PARENT")
+pid = os.fork()
+if not pid:
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+    reader = InMemoryMetricReader()
+    metrics.set_meter_provider(MeterProvider([reader]))
+    queue.record("GROUP", "CHILD")
+    for metric in reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics:
+        (point, *_) = metric.data.data_points
+        if metric.name == "perqueue.record.duration":
+            say(f"recorded {point.count}")
+        if metric.name == "perqueue.outbox.pending":
+            say(f"pending {point.value}")
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+queue.close()
+"""
+
+
+def test_a_provider_that_is_set_up_after_a_fork(env, per):
+    """A worker that a server forked sets metrics up for itself, and a queue made before reports through them."""
+    with Child(PREFORK, env={**env, "PYTHONWARNINGS": "ignore::DeprecationWarning"}, measured=False) as child:
+        child.expect("recorded 1")
+        child.expect("pending 2")
+        child.succeed()
