@@ -495,7 +495,7 @@ queue.close()
 
 
 def test_a_provider_that_is_set_up_after_a_fork(env, per):
-    """A worker that a server forked sets metrics up for itself, and a queue made before reports through them."""
+    """A worker that a server forked sets metrics up for itself; a queue made before reports through them."""
     with Child(PREFORK, env={**env, "PYTHONWARNINGS": "ignore::DeprecationWarning"}, measured=False) as child:
         child.expect("recorded 1")
         child.expect("pending 2")

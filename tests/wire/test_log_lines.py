@@ -141,6 +141,27 @@ def test_outcomes_that_cannot_be_written_are_one_error(per, make_queue, until, l
     assert re.fullmatch(r"INFO the outbox works again after \d+ s: delivery goes on", back)
 
 
+def test_a_sync_that_fails_is_one_error_and_its_end_is_told(make_queue, until, lines):
+    """What a power cut would take is told once, with the remedy, and once that it is safe again."""
+    queue = make_queue(drain=False)
+    keeper = queue._outbox._disk
+    sync, tries = keeper.sync, []
+
+    def fail():
+        tries.append(1)
+        raise OSError(28, "No space left on device")
+
+    keeper.sync = fail
+    record(queue, 1)
+    until(lambda: len(tries) > 1)
+    keeper.sync = sync
+    until(lambda: len(lines()) > 1)
+    error, back = lines()
+    assert error.startswith("ERROR syncing or checkpointing fails, and is tried again; a power cut may cost")
+    assert "free space" in error
+    assert re.fullmatch(r"INFO outbox .*: what was recorded is safe on disk again after \d+ s", back)
+
+
 def test_a_lock_that_cannot_be_taken_is_one_error_and_its_end_is_told(per, make_queue, until, lines):
     """Whatever the operating system says against the drain lock is told once, and once that it is over."""
     queue = make_queue()
