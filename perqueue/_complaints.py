@@ -27,6 +27,8 @@ class Complaints:
 
     def over(self, *about: str) -> str | None:
         """Forget these; return for how long there was one of them, in words, if it was told."""
+        if not self._since:  # as a rule, and asked in every turn of the drain
+            return None
         since = min((self._since.pop(each) for each in about if each in self._since), default=None)
         return None if since is None else _span(self._monotonic() - since)
 
