@@ -263,6 +263,7 @@ class Worker:
                     await self._term(deliverer, lock)
                 except OutboxError as error:
                     self._complain(OUTBOX, f"the outbox cannot be used; trying again: {error}")
+                    self._trouble = str(error) if self._drains else None
                     await self._rest(ELECTION_INTERVAL)
                 except Exception as error:  # the drain outlives even its own mistakes
                     log.debug("the drain has failed", exc_info=True)
@@ -281,6 +282,8 @@ class Worker:
     async def _term(self, deliverer: Deliverer, lock: BaseFileLock) -> None:
         """Drain if elected; otherwise follow what the elected process does for a while."""
         paused = self.pace.gate is Gate.BAD_TOKEN and self.pace.wait() > 0 and not self._nudged
+        if paused:
+            self._trouble = None
         if not self._drains or paused or not self._elected(lock):
             await self._follow(self.pace.wait() if paused else ELECTION_INTERVAL)
             return

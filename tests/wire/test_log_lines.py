@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from perqueue import OutboxError, PerQueue, PerQueueError, RetryPolicy
+from perqueue import DrainState, OutboxError, PerQueue, PerQueueError, RetryPolicy
 from perqueue._lock import drain_lock
 from perqueue.sandbox import BadToken, Latency, RateLimited, Refuse, Status
 from tests.helpers import Child
@@ -120,6 +120,7 @@ def test_a_locked_file_is_an_error_and_its_end_is_told(per, make_queue, outbox, 
         locker.tell("release")
         locker.succeed()
     queue.flush(20)
+    until(lambda: len(lines()) >= 2)
     error, back = lines()
     assert error.startswith("ERROR delivery waits until the outbox works again: ")
     assert "another process held its lock for over 1 s" in error
@@ -136,9 +137,27 @@ def test_outcomes_that_cannot_be_written_are_one_error(per, make_queue, until, l
     time.sleep(1.2)  # two more tries
     queue._outbox.settle = settle
     queue.flush(10)
+    until(lambda: len(lines()) >= 2)
     error, back = lines()
     assert error == "ERROR delivery waits until the outbox works again: the disk is full: free space"
     assert re.fullmatch(r"INFO the outbox works again after \d+ s: delivery goes on", back)
+
+
+def test_an_outbox_that_cannot_be_used_at_first_is_one_error(per, make_queue, until, lines):
+    """A disk that is full before delivery begins is told once, shown by stats(), and its end is told."""
+    queue = make_queue()
+    set_drainer = queue._outbox.set_drainer
+    queue._outbox.set_drainer = lambda _: (_ for _ in ()).throw(OutboxError("the disk is full: free space"))
+    record(queue, 1)
+    until(lambda: queue.stats().state is DrainState.PAUSED)
+    assert queue.stats().reason == "the disk is full: free space"
+    queue._outbox.set_drainer = set_drainer
+    queue.flush(10)
+    assert queue.stats().reason is None
+    until(lambda: len(lines()) >= 2)
+    error, back = lines()
+    assert error == "ERROR the outbox cannot be used; trying again: the disk is full: free space"
+    assert back.startswith("INFO the outbox works again after")
 
 
 def test_a_sync_that_fails_is_one_error_and_its_end_is_told(make_queue, until, lines):
@@ -181,13 +200,14 @@ def test_a_lock_that_cannot_be_taken_is_one_error_and_its_end_is_told(per, make_
     until(lambda: queue._worker.trouble)
     trouble.clear()
     queue.flush(10)
+    until(lambda: len(lines()) >= 2)
     error, back = lines()
     assert error.startswith("ERROR the drain lock cannot be taken, so this process delivers nothing")
     assert "owner and mode" in error
     assert re.fullmatch(r"INFO the drain lock can be taken again after \d+ s", back)
 
 
-def test_a_callback_that_always_fails_is_told_once_and_says_no_id(per, make_queue, lines):
+def test_a_callback_that_always_fails_is_told_once_and_says_no_id(per, make_queue, until, lines):
     """A mistake in a callback is one line, which shows where it is, and no ID that its text may hold."""
     per.set_fault(Refuse("unknown"), when=lambda activity: activity.user_id.endswith("7"))
 
@@ -198,6 +218,7 @@ def test_a_callback_that_always_fails_is_told_once_and_says_no_id(per, make_queu
     record(queue, 50)
     with pytest.raises(PerQueueError):
         queue.flush(10)
+    until(lines)
     (error,) = lines()
     assert "on_rejected raised KeyError" in error
     assert "in fail" in error
