@@ -147,7 +147,7 @@ def test_an_outbox_that_cannot_be_used_at_first_is_one_error(per, make_queue, un
     """A disk that is full before delivery begins is told once, shown by stats(), and its end is told."""
     queue = make_queue()
     set_drainer = queue._outbox.set_drainer
-    queue._outbox.set_drainer = lambda _: (_ for _ in ()).throw(OutboxError("the disk is full: free space"))
+    queue._outbox.set_drainer = lambda *_: (_ for _ in ()).throw(OutboxError("the disk is full: free space"))
     record(queue, 1)
     until(lambda: queue.stats().state is DrainState.PAUSED)
     assert queue.stats().reason == "the disk is full: free space"
@@ -230,11 +230,11 @@ def test_a_drain_that_fails_again_and_again_is_told_once(per, options, outbox, u
     with PerQueue(outbox, **options) as queue:
         set_drainer, calls, user_id = queue._outbox.set_drainer, [], "SECRET_USER"
 
-        def fail(pid):
-            calls.append(pid)
+        def fail(*given):
+            calls.append(given)
             if len(calls) < 3:
                 raise ZeroDivisionError(user_id)
-            set_drainer(pid)
+            set_drainer(*given)
 
         queue._outbox.set_drainer = fail
         queue.record("GROUP_A", "USER_1").wait(20)
