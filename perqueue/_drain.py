@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from perqueue._activity import Event, Outcome, Verdict
+from perqueue._complaints import where
 from perqueue._feed import Feed
 from perqueue._judge import Judge
 from perqueue._outbox import Load
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from perqueue._activity import Activity
     from perqueue._clock import Clock
+    from perqueue._complaints import Complaints
     from perqueue._outbox import Outbox, Position
     from perqueue._pace import Pace
     from perqueue._settings import RetryPolicy
@@ -33,6 +35,10 @@ log = logging.getLogger("perqueue")
 
 TICK = 0.085
 """Seconds after which a record() in another process is noticed at the latest."""
+OUTBOX = "outbox"
+"""The trouble that the outbox cannot be used, for the log."""
+OBSERVER_INTERVAL = 2.0
+"""Seconds between two looks of the observer, at whether delivery has stalled."""
 _STUCK_RETRY = 0.5
 _PRUNE_BATCH = 50
 _PRUNE_INTERVAL = 60.0
@@ -50,7 +56,7 @@ class Drain:
         deliver: Callable[[Activity], Awaitable[Outcome]],
         observer: Observer,
         pace: Pace,
-        complaints: set[str],
+        complaints: Complaints,
         *,
         policy: RetryPolicy,
         keep_delivered_ms: int,
@@ -75,12 +81,19 @@ class Drain:
         self._feed = Feed(outbox, pace, clock, policy.activity_cap, self._position.drained_through)
         self._lanes: set[asyncio.Task[None]] = set()
         self._settler = Settler(outbox, self._feed, pace, observer, clock, wake=self._event.set)
+        self._complaints = complaints
         self._judge = Judge(
-            self._feed, pace, self._settler, policy=policy, complaints=complaints, clock=clock
+            self._feed,
+            pace,
+            self._settler,
+            policy=policy,
+            complaints=complaints,
+            pending=lambda: outbox.position().pending,
+            clock=clock,
         )
         self._load = Load()
         self._changes = self._probe_requests = -1
-        self._next_prune = self._next_tick = float("-inf")
+        self._next_prune = self._next_tick = self._next_load = float("-inf")
 
         self.in_flight = 0
         """Requests that are being waited for."""
@@ -133,6 +146,7 @@ class Drain:
         self._begin(self._position)
         try:
             while not self._stopping and not self._is_paused():
+                self._tick()
                 self._turn()
                 await self._rest()
                 if self._crash is not None:
@@ -150,6 +164,13 @@ class Drain:
         self._probe_requests = position.probe_requests
         self._settler.begin(position, self._policy.retry_after_cap)
 
+    def _tick(self) -> None:
+        """Have the observer look; also while outcomes cannot be written, which is a way to stall."""
+        now = self._clock.monotonic()
+        if now >= self._next_tick:
+            self._next_tick = now + OBSERVER_INTERVAL
+            self._observer.on_tick()
+
     def _turn(self) -> None:
         """Do everything that can be done without waiting."""
         try:
@@ -158,12 +179,16 @@ class Drain:
             self._look_around()
             self._feed.fill()
             self.trouble = None
-        except Exception as error:  # whatever it is, outcomes are held, and nothing is sent
-            if self.trouble is None:
-                ours = isinstance(error, OutboxError)
-                log.error("delivery waits until the outbox works again: %s", error, exc_info=not ours)
+        except Exception as error:  # noqa: BLE001 - whatever it is, outcomes are held, and nothing is sent
+            what = str(error) if isinstance(error, OutboxError) else where(error)
+            self._complaints.tell(
+                OUTBOX, logging.ERROR, f"delivery waits until the outbox works again: {what}"
+            )
             self.trouble = str(error) or type(error).__name__
             return
+        lasted = self._complaints.over(OUTBOX)
+        if lasted is not None:
+            log.info("the outbox works again after %s: delivery goes on", lasted)
         self._open_lanes()
 
     async def _rest(self) -> None:
@@ -262,9 +287,8 @@ class Drain:
                 self._probe_requests = requests
                 self._wake()
         now = self._clock.monotonic()
-        if now >= self._next_tick:
-            self._next_tick = now + 2.0
-            self._observer.on_tick()
+        if now >= self._next_load:
+            self._next_load = now + OBSERVER_INTERVAL
             self._tell_load()
         if now >= self._next_prune:
             self._next_prune = now + _PRUNE_INTERVAL  # also if that raises: delivery matters more

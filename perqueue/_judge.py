@@ -10,10 +10,14 @@ from perqueue._pace import jittered
 from perqueue._receipt import token_complaint
 from perqueue._settler import REFUSAL_STREAK
 from perqueue._stats import Gate
+from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from perqueue._activity import Activity
     from perqueue._clock import Clock
+    from perqueue._complaints import Complaints
     from perqueue._feed import Feed
     from perqueue._pace import Pace
     from perqueue._settings import RetryPolicy
@@ -23,6 +27,8 @@ log = logging.getLogger("perqueue")
 
 _OUTAGE = 5
 """Failures in a row that mean an outage even if each failed before, when nothing else is there to try."""
+_LONG_WAIT = 30.0
+"""Seconds that Per may ask to wait without a word in the log: short waits are how it limits the rate."""
 
 
 class Judge:
@@ -35,14 +41,16 @@ class Judge:
         settler: Settler,
         *,
         policy: RetryPolicy,
-        complaints: set[str],
+        complaints: Complaints,
+        pending: Callable[[], int],
         clock: Clock,
     ) -> None:
         self._feed = feed
         self._pace = pace
         self._settler = settler
         self._policy = policy
-        self._complaints = complaints  # what was logged and is not over, so that it is logged once
+        self._complaints = complaints
+        self._pending = pending
         self._clock = clock
         self._failures = 0  # requests without an answer since the last answer
         self._excused: tuple[str | None, int] = (None, 0)
@@ -71,10 +79,10 @@ class Judge:
                 self._feed.put_back(activity)
                 self.token_refused = True
                 self._pace.refused(sent_at, Gate.BAD_TOKEN, reason)
-                self._complain(
+                self._complaints.tell(
                     Gate.BAD_TOKEN,
                     logging.ERROR,
-                    token_complaint(reason),
+                    f"{token_complaint(reason)} until a token works: give it one with the scope activity",
                 )
             case Verdict.RATE_LIMITED:
                 self._throttled(activity, outcome, sent_at, reason)
@@ -91,6 +99,7 @@ class Judge:
     def _refused(self, activity: Activity, reason: str, sent_at: float) -> None:
         if self._pace.gate is Gate.REFUSED and reason == self._pace.reason:
             self._feed.put_back(activity)  # nothing has changed: it is not this activity's fault
+            self._settler.put(activity, Event.DEFER, sent_at, reason=reason)  # an attempt all the same
             self._pace.refused(sent_at, Gate.REFUSED, reason)
             return
         self._got_through(sent_at)
@@ -101,11 +110,12 @@ class Judge:
         self._settler.put(activity, Event.REJECT, sent_at, reason=reason)
         if self._settler.is_streak:
             self._pace.refused(self._clock.monotonic(), Gate.REFUSED, reason)
-            self._complain(
+            self._complaints.tell(
                 Gate.REFUSED,
                 logging.ERROR,
                 f"Per refused {REFUSAL_STREAK} activities in a row for one reason, and accepted none:"
-                " they stay pending, delivery is paused; `perqueue status` shows the reason",
+                " they stay pending, delivery is paused; `perqueue status` shows the reason, as a rule"
+                " a wrong activity type: correct that, and restart the program",
             )
 
     def _throttled(self, activity: Activity, outcome: Outcome, sent_at: float, reason: str) -> None:
@@ -116,6 +126,12 @@ class Judge:
             self._pace.throttled(sent_at, reason, outcome.retry_after)
         else:
             self._pace.asked_to_wait(reason, outcome.retry_after)
+        if self._pace.gate is Gate.RETRY_AFTER and self._pace.wait() >= _LONG_WAIT:
+            self._complaints.tell(
+                Gate.RETRY_AFTER,
+                logging.WARNING,
+                f"Per asks to wait for {self._pace.wait():.0f} s ({reason}): everything is kept till then",
+            )
 
     def _unanswered(self, activity: Activity, sent_at: float, reason: str) -> None:
         """Keep it pending: on its own account if others get through, else as a suspect of an outage."""
@@ -136,21 +152,19 @@ class Judge:
         else:
             self._pace.failed(sent_at, reason)
             if self._pace.failures > 1:
-                self._complain(
+                self._complaints.tell(
                     Gate.BACKING_OFF,
                     logging.WARNING,
                     f"Per does not answer ({reason}): everything is kept, retrying",
                 )
 
-    def _complain(self, about: str, level: int, message: str) -> None:
-        """Log something once, until requests flow again."""
-        if about not in self._complaints:
-            self._complaints.add(about)
-            log.log(level, "%s", message)
-
     def _recovered(self) -> None:
         """Requests flow again: whatever failed meanwhile is sent in its turn."""
-        if self._complaints:
-            self._complaints.clear()
-            log.info("Per answers again: delivery goes on")
+        lasted = self._complaints.over(*Gate)
+        if lasted is not None:
+            try:
+                pending = f"{self._pending():,} pending"
+            except OutboxError:
+                pending = "the outbox cannot be asked how many are pending"
+            log.info("delivering again after %s: %s", lasted, pending)
         self._feed.acquit()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 import weakref
 from contextlib import suppress
 from datetime import timedelta
+from time import perf_counter
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 from perqueue import _ending, _fork, _threads
@@ -15,7 +17,7 @@ from perqueue._client import Reporter
 from perqueue._clock import SYSTEM_CLOCK
 from perqueue._flush import DEFAULT, Default, Flush, Told
 from perqueue._lock import drain_lock, is_drained
-from perqueue._observer import Observer, call_back
+from perqueue._observer import Observer
 from perqueue._outbox import SQLiteOutbox
 from perqueue._receipt import Receipt, Waiters
 from perqueue._settings import is_address, resolve_settings
@@ -38,9 +40,12 @@ if TYPE_CHECKING:
     from typing import Self
 
     import httpx
+    from opentelemetry.metrics import MeterProvider
 
     from perqueue._audit import ActivityRecord, Attempt
     from perqueue._coalescer import Coalescer
+    from perqueue._instruments import Reading, Where
+    from perqueue._measures import Measures
     from perqueue._outbox import Settled
     from perqueue._receipt import Listener
     from perqueue._reconcile import Reconciliation
@@ -101,6 +106,9 @@ class PerQueue:
     :param on_stalled: called with :class:`~perqueue.Stats`, once, when the oldest pending activity is
         older than ``stalled_after``.
     :param stalled_after: seconds (default: 300).
+    :param meter_provider: an ``opentelemetry.metrics.MeterProvider`` to report metrics through. Default:
+        OpenTelemetry's global one, if the program has loaded OpenTelemetry's metrics by now; else there are
+        none. A ``NoOpMeterProvider`` turns them off. What there is: ``docs/observability.md``.
 
     Raises :class:`~perqueue.ConfigurationError` for an option, and :class:`~perqueue.OutboxError` for the
     file.
@@ -132,6 +140,7 @@ class PerQueue:
         on_rejected: Callable[[Activity], object] | None = None,
         on_stalled: Callable[[Stats], object] | None = None,
         stalled_after: float = 300.0,
+        meter_provider: MeterProvider | None = None,
     ) -> None:
         self._closed = True  # until everything below has worked
         self._settings = settings = resolve_settings(
@@ -158,6 +167,7 @@ class PerQueue:
             on_rejected=on_rejected,
             on_stalled=on_stalled,
             stalled_after=stalled_after,
+            meter_provider=meter_provider,
         )
         self._clock = SYSTEM_CLOCK
         self._activity_type_id = settings.activity_type_id
@@ -187,10 +197,15 @@ class PerQueue:
             self._outbox.close()
             raise
         self._told = Told(position)
+        self._measures: Measures | None = None
+        if settings.meter_provider is not None or "opentelemetry.metrics" in sys.modules:
+            from perqueue import _metrics
+
+            self._measures = _metrics.report(self, self._where(), settings.meter_provider)
         self._finalizer = weakref.finalize(self, _ending.end_elsewhere, self._outbox, None, self._reporter)
         self._finalizer.atexit = False
         self._closed = False
-        if settings.drain:
+        if settings.drain or settings.on_stalled is not None:  # who only records may look if others deliver
             self._make_worker()
             if position.pending > 0:
                 self._follower().start()
@@ -206,7 +221,9 @@ class PerQueue:
 
     # -- recording
 
-    def record(self, billing_id: str, user_id: str, *, activity_type_id: str | None = None) -> Receipt:
+    def record(  # noqa: C901 - the hot path is written out
+        self, billing_id: str, user_id: str, *, activity_type_id: str | None = None
+    ) -> Receipt:
         """Commit one activity to the outbox, and return a receipt that need not be kept.
 
         Each ID is a non-empty ``str`` of at most 400 UTF-8 bytes without NUL. When this returns, the
@@ -214,6 +231,8 @@ class PerQueue:
         (nothing was stored), :class:`~perqueue.OutboxError` (possibly stored: record it again) or
         :class:`~perqueue.QueueClosed`. Microseconds as a rule; at most about a second if the file is locked.
         """
+        measures = self._measures
+        began = 0.0 if measures is None else perf_counter()
         kind = self._activity_type_id if activity_type_id is None else activity_type_id
         if kind is None:
             message = "activity_type_id is missing: pass it here or to PerQueue, or set PER_ACTIVITY_TYPE_ID"
@@ -246,12 +265,16 @@ class PerQueue:
         worker = self._worker
         if worker is not None:
             worker.more()
+        if measures is not None:
+            measures.recorded.add(perf_counter() - began)
         return Receipt(activity_id, self._self)
 
     def _not_recorded(self, error: OutboxError) -> Receipt:
+        if self._measures is not None:
+            self._measures.not_recorded[type(error).__name__] += 1
         if self._settings.on_record_error is None:
             raise error
-        call_back(self._settings.on_record_error, error)
+        self._observer.call_back("on_record_error", error)
         return Receipt(0, self._self, error)
 
     def _refuse(self) -> NoReturn:
@@ -339,13 +362,16 @@ class PerQueue:
         return self._worker
 
     def _make_worker(self) -> None:
+        from perqueue._measures import MeasuredDeliverer
         from perqueue._wire import Wire  # loads asyncio
         from perqueue._worker import Worker
 
-        settings = self._settings
+        settings, measures = self._settings, self._measures
         worker = Worker(
             self._outbox,
-            lambda: Wire(settings),
+            (lambda: Wire(settings))
+            if measures is None
+            else lambda: MeasuredDeliverer(Wire(settings), measures),
             self._observer,
             lock=lambda: drain_lock(settings.outbox),
             looks_up_names=settings.transport is None and not is_address(settings.base_url),
@@ -401,6 +427,27 @@ class PerQueue:
         return describe(
             self._outbox.position(), self._worker, drains=self._settings.drain, now=self._clock.time_ms()
         )
+
+    def _reading(self) -> Reading:
+        """See :class:`perqueue._metrics.Reported`."""
+        from perqueue._instruments import Reading  # loaded: metrics ask
+
+        if self._closed:
+            self._refuse()
+        position, worker = self._outbox.position(), self._worker
+        stats = describe(position, worker, drains=self._settings.drain, now=self._clock.time_ms())
+        state = stats.state
+        if worker is None or not worker.trouble:
+            if worker is None or not worker.started or not self._settings.drain:
+                state = DrainState.OFF
+            elif worker.standby:
+                state = DrainState.STANDBY
+        return Reading(where=self._where(), position=position, stats=stats, state=state)
+
+    def _where(self) -> Where:
+        from perqueue._instruments import Where
+
+        return Where(self._settings.outbox, self._outbox.outbox_id)
 
     def get_report(self, start: datetime | str | None = None, end: datetime | str | None = None) -> Report:
         """Ask Per for the usage report, now; see :meth:`perqueue.AsyncPerClient.get_report`.
@@ -526,6 +573,10 @@ class PerQueue:
             self._closed = True
         _fork.withdraw(self)
         _ending.closed(self)
+        if self._measures is not None:
+            from perqueue._metrics import withdraw  # loaded, by what has made the measures
+
+            withdraw(self)
         self._finalizer.detach()
         worker = self._worker
         if worker is not None and _threads.is_current(worker.thread):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import ssl
 
     import httpx
+    from opentelemetry.metrics import MeterProvider
 
     from perqueue._activity import Activity
     from perqueue._stats import Stats
@@ -91,6 +92,7 @@ class Settings(ClientSettings):
     on_record_error: Callable[[OutboxError], object] | None = None
     on_rejected: Callable[[Activity], object] | None = None
     on_stalled: Callable[[Stats], object] | None = None
+    meter_provider: MeterProvider | None = None
 
 
 def resolve_client_settings(environ: Mapping[str, str] = os.environ, **options: Any) -> ClientSettings:
@@ -150,6 +152,7 @@ def resolve_settings(environ: Mapping[str, str] = os.environ, **options: Any) ->
             message = f"{name} must be callable"
             raise ConfigurationError(message)
         resolved[name] = options[name]
+    resolved["meter_provider"] = _meter_provider(options["meter_provider"])
     return Settings(**resolved)
 
 
@@ -254,6 +257,20 @@ def _verify(verify: object) -> ssl.SSLContext | bool:
         return verify
     message = "verify must be True, False or an ssl.SSLContext (ssl.create_default_context(cafile=...))"
     raise ConfigurationError(message)
+
+
+def _meter_provider(provider: MeterProvider | None) -> MeterProvider | None:
+    if provider is None:
+        return None
+    if not callable(getattr(provider, "get_meter", None)):
+        message = "meter_provider must be an opentelemetry.metrics.MeterProvider"
+        raise ConfigurationError(message)
+    try:
+        import opentelemetry.metrics  # noqa: F401 - as long as somebody is there to be told
+    except ImportError:
+        message = "meter_provider needs OpenTelemetry's API: pip install 'useper-perqueue[otel]'"
+        raise ConfigurationError(message) from None
+    return provider
 
 
 def is_loopback(host: str) -> bool:

@@ -14,7 +14,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from perqueue import _threads
-from perqueue._drain import Drain
+from perqueue._complaints import Complaints, where
+from perqueue._drain import OUTBOX, Drain
 from perqueue._loop import DaemonResolver, DeliveryLoop
 from perqueue._pace import Pace
 from perqueue._settler import Observer
@@ -129,7 +130,7 @@ class Worker:
         self._nudged = False
         self.pace = Pace(self._policy, self._max_in_flight, self._clock.monotonic)
         """When to send, and how much; kept from one term to the next."""
-        self._complaints: set[str] = set()
+        self._complaints = Complaints(self._clock.monotonic)
         self._changes = -1
         self.started = False
         """Whether the thread was told to go."""
@@ -243,8 +244,9 @@ class Worker:
             while not main.done():
                 try:
                     loop.run_until_complete(main)
-                except BaseException:  # a KeyboardInterrupt in any task stops a loop, which can go on
-                    log.exception("the drain's event loop has been interrupted")
+                # A KeyboardInterrupt in any task stops a loop, which can go on.
+                except BaseException as error:  # noqa: BLE001
+                    log.error("the drain's event loop has been interrupted, and goes on: %s", where(error))
         finally:
             self._drain = None
             if not self._stopping:
@@ -260,10 +262,16 @@ class Worker:
                 try:
                     await self._term(deliverer, lock)
                 except OutboxError as error:
-                    self._complain("outbox", f"the outbox cannot be used; trying again: {error}")
+                    self._complain(OUTBOX, f"the outbox cannot be used; trying again: {error}")
+                    self._trouble = str(error) if self._drains else None
                     await self._rest(ELECTION_INTERVAL)
-                except Exception:  # the drain outlives even its own mistakes
-                    log.exception("the drain has failed and starts again")
+                except Exception as error:  # the drain outlives even its own mistakes
+                    log.debug("the drain has failed", exc_info=True)
+                    self._complain(
+                        f"failure: {where(error)}",
+                        "the drain has failed and starts again, everything is kept; please report this, it is"
+                        f" logged once: {where(error)}",
+                    )
                     await self._rest(ELECTION_INTERVAL)
         finally:
             self._drain = None
@@ -274,6 +282,8 @@ class Worker:
     async def _term(self, deliverer: Deliverer, lock: BaseFileLock) -> None:
         """Drain if elected; otherwise follow what the elected process does for a while."""
         paused = self.pace.gate is Gate.BAD_TOKEN and self.pace.wait() > 0 and not self._nudged
+        if paused:
+            self._trouble = None
         if not self._drains or paused or not self._elected(lock):
             await self._follow(self.pace.wait() if paused else ELECTION_INTERVAL)
             return
@@ -294,7 +304,6 @@ class Worker:
             if self._stopping:
                 drain.stop(self._grace)
             await drain.run()
-            self._complaints.discard("outbox")
         finally:
             self._drain = None
             lock.release()
@@ -310,11 +319,13 @@ class Worker:
             return False
         except OSError as error:
             self._trouble = f"the drain lock cannot be taken, so this process delivers nothing: {error}"
-            self._complain("lock", self._trouble)
+            self._complain("lock", f"{self._trouble} (look at owner and mode of that file and its directory)")
             return False
         self.standby = False
         self._trouble = None
-        self._complaints.discard("lock")
+        lasted = self._complaints.over("lock")
+        if lasted is not None:
+            log.info("the drain lock can be taken again after %s", lasted)
         return True
 
     async def _follow(self, seconds: float) -> None:
@@ -352,9 +363,7 @@ class Worker:
             self._observer.on_hold(hold)
 
     def _complain(self, about: str, message: str) -> None:
-        if about not in self._complaints:
-            self._complaints.add(about)
-            log.error("%s", message)
+        self._complaints.tell(about, logging.ERROR, message)
 
     async def _rest(self, seconds: float) -> None:
         assert self._event is not None  # noqa: S101 - for the type checker

@@ -65,6 +65,7 @@ def outbox_error(path: Path, error: Exception) -> OutboxError:
             errno.EROFS: _REMEDIES[sqlite3.SQLITE_READONLY],
             errno.EACCES: _REMEDIES[sqlite3.SQLITE_READONLY],
             errno.EPERM: _REMEDIES[sqlite3.SQLITE_READONLY],
+            errno.EIO: _REMEDIES[sqlite3.SQLITE_IOERR],
             errno.ENOENT: "the file was removed, or its directory does not exist or takes no files",
         }.get(code, "")
     return OutboxError(f"outbox {path}: {error}" + (f" ({remedy})" if remedy else ""))

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from perqueue import _threads
+from perqueue._complaints import Complaints
 from perqueue._outbox.connection import connect, outbox_error, sync_directory
 from perqueue.exceptions import OutboxError
 
@@ -56,7 +57,7 @@ class DiskKeeper:
         self._checkpointed = 0
         self._checkpoint_at = 0.0
         self._in_doubt = False
-        self._complained = False
+        self._complaints = Complaints(time.monotonic)
         self._idle = False
         self._stopping = False
         self._thread: _threads.Thread | None = None
@@ -154,12 +155,22 @@ class DiskKeeper:
             except Exception as error:  # noqa: BLE001 - syncs go on meanwhile
                 self._complain(error)
                 self._checkpoint_at = time.monotonic() + _RETRY
-            self._complained = time.monotonic() < self._checkpoint_at
+            if time.monotonic() >= self._checkpoint_at:
+                self._recovered()
 
     def _complain(self, error: Exception) -> None:
-        if not self._complained:
-            log.error("%s", error if isinstance(error, OutboxError) else outbox_error(self._path, error))
-        self._complained = True
+        ours = error if isinstance(error, OutboxError) else outbox_error(self._path, error)
+        self._complaints.tell(
+            "disk",
+            logging.ERROR,
+            "syncing or checkpointing fails, and is tried again; a power cut may cost what was recorded:"
+            f" {ours}",
+        )
+
+    def _recovered(self) -> None:
+        lasted = self._complaints.over("disk")
+        if lasted is not None:
+            log.info("outbox %s: what was recorded is safe on disk again after %s", self._path, lasted)
 
     def _renew(self) -> None:
         """After a failed sync, move everything into the main file and begin an empty WAL.

@@ -80,6 +80,11 @@ class Session:
         """Where the file is, without symbolic links: what the names of the files beside it begin with."""
         return self._path
 
+    @property
+    def outbox_id(self) -> str:
+        """What this outbox is told from all others by, wherever it lies."""
+        return self._outbox_id or ""
+
     @contextmanager
     def _held(self) -> Iterator[None]:
         if self._pid != os.getpid():

@@ -77,9 +77,10 @@ def written(tmp_path, text):
 
 
 def test_every_example_is_short_and_run_here():
-    """An example is read in one go, and each of them is run by a test of this file, or of the recipes."""
-    others = Path(__file__).parents[1].joinpath("recipes").glob("test_*.py")
-    tests = "".join(path.read_text(encoding="utf-8") for path in (Path(__file__), *others))
+    """An example is read in one go, and each of them is run by a test of this folder, or of the recipes."""
+    here = Path(__file__).parent
+    files = [*here.glob("test_*.py"), *here.with_name("recipes").glob("test_*.py")]
+    tests = "".join(path.read_text(encoding="utf-8") for path in files)
     for example in EXAMPLES.glob("*.py"):
         assert f'"{example.name}"' in tests, f"{example.name} is not run"
         assert len(example.read_text(encoding="utf-8").splitlines()) < 80, f"{example.name} is long"

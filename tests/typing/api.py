@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_type
 
 import httpx
+from opentelemetry.metrics import get_meter_provider
 
 import perqueue
 from perqueue import (
@@ -104,6 +105,7 @@ def every_option() -> PerQueue:
         on_rejected=on_rejected,
         on_stalled=on_stalled,
         stalled_after=300,
+        meter_provider=get_meter_provider(),
     )
 
 
@@ -252,5 +254,6 @@ def mistakes(queue: PerQueue) -> None:
     PerQueue("activities.db", durability="disk")  # type: ignore[arg-type]
     PerQueue("activities.db", activity_tokn="…")  # type: ignore[call-arg]
     PerQueue("activities.db", on_rejected=on_stalled)  # type: ignore[arg-type]
+    PerQueue("activities.db", meter_provider="prometheus")  # type: ignore[arg-type]
     RetryPolicy(0.5)  # type: ignore[call-arg]
     queue.stats().pending = 0  # type: ignore[misc]

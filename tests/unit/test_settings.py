@@ -60,6 +60,7 @@ def test_the_defaults_are_those_of_the_contract():
     assert (settings.activity_type_id, settings.reporting_token, settings.proxy) == (None, None, None)
     assert (settings.verify, settings.transport) == (True, None)
     assert settings.on_record_error is settings.on_rejected is settings.on_stalled is None
+    assert settings.meter_provider is None
 
 
 def test_settings_cannot_be_changed_and_do_not_show_tokens():
