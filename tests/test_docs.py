@@ -23,7 +23,7 @@ ANSWERING = re.compile(r"status --check|^perqueue (reconcile|doctor)")
 """What answers by its exit code: 1 is an answer, too."""
 ELSEWHERE = re.compile(r"(pip install|make|datasette|sqlite3) ")
 """What is tried by a test of its own, or belongs to the reader's machine."""
-OWN_TEST = {"perqueue demo"}
+OWN_TEST = {"perqueue demo", "perqueue datasette --outbox activities.db | datasette -m - activities.db"}
 
 
 def commands():

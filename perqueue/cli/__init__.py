@@ -31,7 +31,7 @@ Other variables:
 \b
 Exit codes:
   0  what was asked for is done
-  1  it is not: undelivered, refused, or the disk or Per failed; stderr says which
+  1  it is not: undelivered, refused, disk or Per failed; stderr says which
   2  the command, an option or the configuration is wrong
 """
 
@@ -47,6 +47,6 @@ def main() -> None:
 
 
 for command in (
-    record, drain, status, report, history, reconcile, rejected, doctor, datasette, sandbox, demo, completion
+    record, drain, status, report, history, reconcile, rejected, doctor, sandbox, demo, datasette, completion
 ):  # fmt: skip
     main.add_command(command)

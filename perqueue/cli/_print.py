@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, overload
 
@@ -10,6 +12,11 @@ import click
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+
+def to_terminal() -> bool:
+    """Tell whether standard output is a terminal on which one may paint."""
+    return sys.stdout.isatty() and os.environ.get("TERM") not in (None, "", "dumb", "unknown")
 
 
 def as_json(data: object) -> None:

@@ -12,13 +12,14 @@ _VARIABLE = "_PERQUEUE_COMPLETE"
 
 
 @click.command(
+    short_help="Print what a shell needs to complete commands.",
     epilog=examples(
-        'eval "$(perqueue completion bash)"                             # into ~/.bashrc',
-        'eval "$(perqueue completion zsh)"                              # into ~/.zshrc, after compinit',
+        'eval "$(perqueue completion bash)"  # into ~/.bashrc',
+        'eval "$(perqueue completion zsh)"   # into ~/.zshrc, after compinit',
         "perqueue completion fish > ~/.config/fish/completions/perqueue.fish",
-    )
+    ),
 )
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), metavar="bash|zsh|fish")
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
     """Print what makes a shell complete commands, options and paths at the Tab key."""

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import click
 
-from perqueue.cli._options import examples, existing, outbox_option
+from perqueue.cli._options import examples, outbox_option, outbox_to_read
 
 
 @click.command(
+    short_help="Print a configuration for a view in the browser.",
     epilog=examples(
         "perqueue datasette --outbox activities.db | datasette -m - activities.db",
         "perqueue datasette --outbox activities.db > metadata.yaml",
-    )
+    ),
 )
 @outbox_option
 def datasette(outbox: str) -> None:
@@ -28,6 +29,6 @@ def datasette(outbox: str) -> None:
     Datasette is not part of perqueue: `pip install 'useper-perqueue[datasette]'` brings the releases that
     this is tested with. Never give it the option --immutable for an outbox that is in use.
     """
-    existing(outbox)
+    outbox_to_read(outbox)
     text = files("perqueue.cli").joinpath("datasette.yaml").read_text(encoding="utf-8")
     click.echo(text.replace('"activities"', json.dumps(Path(outbox).stem)), nl=False)

@@ -103,7 +103,7 @@ def requeue(ids: Sequence[int], outbox: str, kind: str | None, *, everything: bo
 def discard(ids: Sequence[int], outbox: str, *, everything: bool, yes: bool) -> None:
     """Give refused activities up: they are never sent, and stay in the audit trail as discarded."""
     wanted = _wanted(ids, everything=everything)
-    if not yes and not sys.stdin.isatty():
+    if not yes and (sys.stdin is None or not sys.stdin.isatty()):
         raise Misuse("discarding cannot be undone, and there is no terminal to ask on: add --yes")
     with closing(open_as_operator(outbox)) as opened:
         if not yes:
