@@ -38,6 +38,7 @@ def rejected() -> None:
 
 @rejected.command(
     "list",
+    short_help="Show what Per refused, and why.",
     epilog=examples(
         "perqueue rejected list", "perqueue rejected list --json | jq -r '.[].reason' | sort | uniq -c"
     ),
@@ -78,9 +79,10 @@ def _moment(milliseconds: int) -> str:
 
 
 @rejected.command(
+    short_help="Send refused activities again.",
     epilog=examples(
         "perqueue rejected requeue 17 18", "perqueue rejected requeue --all --activity-type ACTIVITY_TYPE_ID"
-    )
+    ),
 )
 @_chosen
 @outbox_option
@@ -96,7 +98,10 @@ def requeue(ids: Sequence[int], outbox: str, kind: str | None, *, everything: bo
     _tell("requeued", count, wanted)
 
 
-@rejected.command(epilog=examples("perqueue rejected discard 17", "perqueue rejected discard --all --yes"))
+@rejected.command(
+    short_help="Give refused activities up.",
+    epilog=examples("perqueue rejected discard 17", "perqueue rejected discard --all --yes"),
+)
 @_chosen
 @outbox_option
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")

@@ -11,7 +11,10 @@ from perqueue.cli._failure import NOT_DONE, Misuse
 from perqueue.cli._options import examples
 
 
-@click.command(epilog=examples("perqueue demo", "perqueue demo --activities 20000"))
+@click.command(
+    short_help="Watch an outage and a recovery.",
+    epilog=examples("perqueue demo", "perqueue demo --activities 20000"),
+)
 @click.option(
     "--activities",
     type=click.IntRange(100, 1_000_000),
