@@ -31,6 +31,6 @@ autodoc_default_options = {
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(collections|datetime|httpx|os|ssl|types)\..*|datetime|timedelta"),  # other people's
-    ("py:class", r"(ClientOptions|ReceiptOffice|StateName|MeterProvider|Token|perqueue\._flush\.Default)"),  # written out
+    ("py:class", r"(ClientOptions|MeterProvider|ReceiptOffice|StateName|Token|perqueue\._flush\.Default)"),
     ("py:class", r"(Fault|ReceivedActivity|RequestSeen|When)"),
 ]

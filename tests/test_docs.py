@@ -24,7 +24,10 @@ UNENDING = re.compile(r"--watch|^perqueue sandbox(?!.*--help)")
 """What goes on until it is told to end."""
 ANSWERING = re.compile(r"status --check|^perqueue (reconcile|doctor)")
 """What answers by its exit code: 1 is an answer, too."""
-ELSEWHERE = re.compile(r"(pip install|make|datasette|opentelemetry-instrument|prometheus|promtool|sqlite3) ")
+ELSEWHERE = re.compile(
+    r"(pip install|make|datasette|opentelemetry-instrument|prometheus|promtool|sqlite3) "
+    r"|perqueue datasette .*\| *datasette "
+)
 """What is tried by a test of its own, or belongs to the reader's machine."""
 OWN_TEST = {"perqueue demo"}
 

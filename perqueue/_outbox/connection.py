@@ -215,12 +215,13 @@ def _is_ready(path: Path, origin: str | None) -> bool | None:
         raise OutboxMismatch(message)
     version, owner = row
     if version > SCHEMA_VERSION:
-        message = f"outbox {path} was written by a newer perqueue (schema {version}, known: {SCHEMA_VERSION})"
+        known = f"schema {version}, known: {SCHEMA_VERSION}"
+        message = f"outbox {path} was written by a newer perqueue ({known}): upgrade this one"
         raise OutboxMismatch(message)
     if origin is not None and owner is not None and owner != origin:
         message = (
             f"outbox {path} belongs to {owner}, not to {origin}:"
-            " use the base_url it was made for, or another file"
+            " use the base_url (PER_BASE_URL) it was made for, or another file"
         )
         raise OutboxMismatch(message)
     return bool(version == SCHEMA_VERSION and (owner is not None or origin is None))

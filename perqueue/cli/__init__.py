@@ -8,6 +8,8 @@ import click
 
 from perqueue._version import __version__
 from perqueue.cli._failure import Commands
+from perqueue.cli.completion import completion
+from perqueue.cli.datasette import datasette
 from perqueue.cli.demo import demo
 from perqueue.cli.doctor import doctor
 from perqueue.cli.drain import drain
@@ -29,7 +31,7 @@ Other variables:
 \b
 Exit codes:
   0  what was asked for is done
-  1  it is not: undelivered, refused, or the disk or Per failed; stderr says which
+  1  it is not: undelivered, refused, disk or Per failed; stderr says which
   2  the command, an option or the configuration is wrong
 """
 
@@ -44,5 +46,7 @@ def main() -> None:
     """
 
 
-for command in (record, drain, status, report, history, reconcile, rejected, doctor, sandbox, demo):
+for command in (
+    record, drain, status, report, history, reconcile, rejected, doctor, sandbox, demo, datasette, completion
+):  # fmt: skip
     main.add_command(command)

@@ -41,6 +41,7 @@ DURATION = _Duration()
 outbox_option = click.option(
     "--outbox",
     "-o",
+    type=click.Path(readable=False),  # for completion: what is wrong with a path, the outbox says better
     envvar="PERQUEUE_OUTBOX",
     show_envvar=True,
     required=True,

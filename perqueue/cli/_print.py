@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, overload
 
@@ -16,6 +18,11 @@ NO_SUM = (
     "A user who was active in several steps counts in each of them, and once in the whole period:"
     " the steps do not add up to it."
 )
+
+
+def to_terminal() -> bool:
+    """Tell whether standard output is a terminal on which one may paint."""
+    return sys.stdout.isatty() and os.environ.get("TERM") not in (None, "", "dumb", "unknown")
 
 
 def as_json(data: object) -> None:

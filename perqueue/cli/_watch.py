@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from contextlib import contextmanager
@@ -45,9 +44,7 @@ def watch(onlooker: Onlooker, path: Path, interval: float, *, as_json: bool) -> 
 
 @contextmanager
 def _view(interval: float, *, as_json: bool) -> Iterator[View]:
-    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
-    terminal = sys.stdout.isatty() and os.environ.get("TERM") not in (None, "", "dumb", "unknown")
-    if as_json or not terminal or encoding != "utf8":
+    if as_json or not _print.to_terminal() or (sys.stdout.encoding or "").lower().replace("-", "") != "utf8":
         yield _json_line if as_json else _line
         return
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -89,7 +88,7 @@ def _drain(queue: PerQueue, stop: StopRequest, timeout: float | None) -> None:
 
 @contextmanager
 def _progress(before: Stats) -> Iterator[Callable[[Stats], None]]:
-    if not (before.pending and sys.stdout.isatty()):
+    if not (before.pending and _print.to_terminal()):
         yield lambda _: None
         return
     shown = 0

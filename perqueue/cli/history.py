@@ -25,11 +25,12 @@ _TABLE_LIMIT = 1000
 
 
 @click.command(
+    short_help="Show what became of each activity.",
     epilog=examples(
         "perqueue history --user USER_1 --billing GROUP_A",
         "perqueue history --since 2018-12-01 --until 2019-01-01 --csv > december.csv",
         "perqueue history --id 17",
-    )
+    ),
 )
 @outbox_option
 @click.option("--user", "-u", "user_id", metavar="ID", help="Only this user ID.")

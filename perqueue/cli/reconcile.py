@@ -42,11 +42,12 @@ _ONLY_IF_ANY = ("late", "uncertain", "pending", "rejected")
 
 
 @click.command(
+    short_help="Explain Per's report by this outbox.",
     epilog=examples(
         "perqueue reconcile",
         "perqueue reconcile --start 2018-12-01 --end 2018-12-31",
         "perqueue reconcile --json | jq '.rows[] | select(.verdict == \"unexplained\")'",
-    )
+    ),
 )
 @outbox_option
 @click.option("--start", metavar="DATE", help="First moment: 2018-12-01 or 2018-12-01T00:00:00Z.")

@@ -21,12 +21,13 @@ _COLUMNS = ["billing_id", "user_id", "activity_type_id"]
 
 
 @click.command(
+    short_help="Record one activity, or many with -.",
     epilog=examples(
         "perqueue record GROUP_A USER_1",
         "perqueue record -t ACTIVITY_TYPE_ID -- GROUP_A -user-with-a-dash",
         "printf 'GROUP_A\\tUSER_1\\nGROUP_A\\tUSER_2\\n' | perqueue record -",
         "perqueue record - --csv < activities.csv",
-    )
+    ),
 )
 @click.argument("billing_id")
 @click.argument("user_id", required=False)

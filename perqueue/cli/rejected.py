@@ -38,6 +38,7 @@ def rejected() -> None:
 
 @rejected.command(
     "list",
+    short_help="Show what Per refused, and why.",
     epilog=examples(
         "perqueue rejected list", "perqueue rejected list --json | jq -r '.[].reason' | sort | uniq -c"
     ),
@@ -78,9 +79,10 @@ def _moment(milliseconds: int) -> str:
 
 
 @rejected.command(
+    short_help="Send refused activities again.",
     epilog=examples(
         "perqueue rejected requeue 17 18", "perqueue rejected requeue --all --activity-type ACTIVITY_TYPE_ID"
-    )
+    ),
 )
 @_chosen
 @outbox_option
@@ -96,14 +98,17 @@ def requeue(ids: Sequence[int], outbox: str, kind: str | None, *, everything: bo
     _tell("requeued", count, wanted)
 
 
-@rejected.command(epilog=examples("perqueue rejected discard 17", "perqueue rejected discard --all --yes"))
+@rejected.command(
+    short_help="Give refused activities up.",
+    epilog=examples("perqueue rejected discard 17", "perqueue rejected discard --all --yes"),
+)
 @_chosen
 @outbox_option
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 def discard(ids: Sequence[int], outbox: str, *, everything: bool, yes: bool) -> None:
     """Give refused activities up: they are never sent, and stay in the audit trail as discarded."""
     wanted = _wanted(ids, everything=everything)
-    if not yes and not sys.stdin.isatty():
+    if not yes and (sys.stdin is None or not sys.stdin.isatty()):
         raise Misuse("discarding cannot be undone, and there is no terminal to ask on: add --yes")
     with closing(open_as_operator(outbox)) as opened:
         if not yes:

@@ -280,7 +280,7 @@ def _show(found: Findings) -> None:
     if not rows and not any(step.usage is not None and step.usage.rows() for step in found.steps):
         click.echo("No activity in this period.", err=True)
         return
-    if sys.stdout.isatty() and os.environ.get("TERM") not in (None, "", "dumb", "unknown"):
+    if _print.to_terminal():
         try:
             from perqueue.cli._bars import paint
         except ImportError:  # the plain table, then

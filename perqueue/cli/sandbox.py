@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 from collections import deque
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from perqueue.cli import _print
-from perqueue.cli._failure import Misuse
+from perqueue.cli._failure import Misuse, why
 from perqueue.cli._options import examples
 
 if TYPE_CHECKING:
@@ -65,8 +66,11 @@ def sandbox(
             click.echo(f"{name}" + (f":  {parameters}" if parameters else "") + f"\n    {summary}")
         return
     planned = [_fault(text) for text in faults]
+    listens = False
 
     def ready(running: Sandbox) -> None:
+        nonlocal listens
+        listens = True
         for fault, options in planned:
             try:
                 running.set_fault(fault, **options)
@@ -78,7 +82,10 @@ def sandbox(
         try:
             ended = local.run(host=host, port=port, latency=latency, on_ready=ready, on_request=seen)
         except OSError as error:
-            raise Misuse(f"cannot listen on {host} port {port}: {error}; try --port 0") from error
+            if listens:
+                raise  # standard output takes nothing
+            remedy = "try --host 127.0.0.1" if error.errno == errno.EADDRNOTAVAIL else "try --port 0"
+            raise Misuse(f"cannot listen on {host} port {port}: {why(error)}; {remedy}") from error
     click.echo(f"\n{ended.requests:,} requests, {ended.accepted:,} activities accepted")
 
 

@@ -6,11 +6,15 @@ import sys
 
 import click
 
+from perqueue.cli import _print
 from perqueue.cli._failure import NOT_DONE, Misuse
 from perqueue.cli._options import examples
 
 
-@click.command(epilog=examples("perqueue demo", "perqueue demo --activities 20000"))
+@click.command(
+    short_help="Watch an outage and a recovery.",
+    epilog=examples("perqueue demo", "perqueue demo --activities 20000"),
+)
 @click.option(
     "--activities",
     type=click.IntRange(100, 1_000_000),
@@ -37,6 +41,6 @@ def demo(activities: int, pace: float, *, plain: bool, lose: bool) -> None:
         raise Misuse(missing) from error
 
     encoding = (sys.stdout.encoding or "").lower().replace("-", "")
-    view = plain_view() if plain or not sys.stdout.isatty() or encoding != "utf8" else live_view()
+    view = plain_view() if plain or not _print.to_terminal() or encoding != "utf8" else live_view()
     if not perform(activities, view, lose=lose, pace=pace):
         sys.exit(NOT_DONE)
