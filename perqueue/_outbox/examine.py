@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from perqueue import _lock, _place
 from perqueue._activity import State, checksum
 from perqueue._clock import datetime_from_ms
-from perqueue._outbox.connection import SCHEMA_VERSION
+from perqueue._outbox.connection import APPLICATION_ID, SCHEMA_VERSION
 from perqueue._outbox.counts import read_position
 from perqueue._outbox.damage import is_sound
 from perqueue._outbox.pages import Pages
@@ -86,7 +86,7 @@ def examine(path: Path, now: int) -> Iterator[Finding]:
 
     Raises :class:`OSError` if this user may not look.
     """
-    yield _file(path)
+    yield _file(path, embedded=_is_embedded(path))
     yield _where(path)
     yield _room(path)
     users = users_of(path)
@@ -96,13 +96,24 @@ def examine(path: Path, now: int) -> Iterator[Finding]:
     yield from _contents(path, users, now)
 
 
-def _file(path: Path) -> Finding:
+def _is_embedded(path: Path) -> bool:
+    if not path.stat().st_size:  # SQLite would delete its -wal
+        return False
+    with suppress(sqlite3.Error), closing(_connect(path, "mode=ro")) as reader:
+        (application_id,) = reader.execute("PRAGMA application_id").fetchone()
+        return bool(application_id != APPLICATION_ID)
+    return False
+
+
+def _file(path: Path, *, embedded: bool) -> Finding:
     status = path.stat()
     owner = str(status.st_uid)
     with suppress(KeyError):
         owner = pwd.getpwuid(status.st_uid).pw_name
     mode = stat.S_IMODE(status.st_mode)
     text = f"mode {mode:04o}, owner {owner}, {_size(status.st_size)}"
+    if embedded:
+        return _ok("file", f"{text}: the application's, with an outbox in it")
     if mode & 0o077:
         return _problem("file", f"{text}: others can open it", f"chmod 600 {path}")
     return _ok("file", text)
@@ -179,7 +190,7 @@ def _reader(path: Path, users: set[int]) -> Iterator[sqlite3.Connection]:
         try:
             reader.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except sqlite3.OperationalError as error:
-            if _code(error) not in _NO_PLACE or users:
+            if _code(error) not in _NO_PLACE or users or _is_interrupted(error):
                 raise
             mode = "mode=ro&immutable=1"  # which ignores a -wal
             wal = path.with_name(f"{path.name}-wal")
@@ -195,6 +206,11 @@ def _reader(path: Path, users: set[int]) -> Iterator[sqlite3.Connection]:
 
 def _code(error: Exception) -> int:
     return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)) & 0xFF
+
+
+def _is_interrupted(error: Exception) -> bool:
+    """Tell whether there is half a transaction in the file, with the journal to undo it beside it."""
+    return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY_ROLLBACK
 
 
 def _is_foreign(reader: sqlite3.Connection) -> bool:
@@ -222,6 +238,10 @@ def _contents(path: Path, users: set[int], now: int) -> Iterator[Finding]:
             yield from _delivery(reader, now)
     except (sqlite3.Error, TypeError, ValueError, OverflowError) as error:
         code = _code(error)
+        if _is_interrupted(error):
+            text = "not looked at: a transaction was cut short, and whoever opens the file to write undoes it"
+            yield _note("contents", text, "`perqueue status`, then look again")
+            return
         if code in _NO_PLACE:
             in_use = "; it is in use, and only who may write beside it can look then" if users else ""
             raise PermissionError(f"{error}{in_use}") from error
