@@ -175,9 +175,9 @@ def set_up(path: Path, origin: str | None, *, create: bool, embedded: bool | Non
         if theirs and not path.exists():  # how it is made is theirs to say, and a mistyped path is none
             message = f"there is no database at {path}: the application creates it, perqueue adds its tables"
             raise OutboxMismatch(message)
-        # Before the lock, which would wait where no file can be made.
-        with suppress(FileExistsError):
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        if ready is None and not theirs:  # before the lock, which would wait where no file can be made
+            with suppress(FileExistsError):
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
         from filelock import FileLock, Timeout
 
         lock = f"{path}-setup.lock"
