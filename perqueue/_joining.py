@@ -139,7 +139,9 @@ def _name(error: PerQueueError, entry: Entry) -> None:
 
 def _ours(error: Exception) -> tuple[PerQueueError, BaseException]:
     """Return our error, and the driver's own: SQLAlchemy's text has all values in it."""
-    cause = getattr(error, "orig", None) or error.__cause__ or error
+    cause = getattr(error, "orig", None) or error
+    if type(error.__cause__).__name__ == type(error).__name__:  # Django's wrap the driver's of the same name
+        cause = error.__cause__
     why = str(cause).partition("\n")[0] or type(cause).__name__
     kinds = {kind.__name__ for kind in type(cause).__mro__}
     if "Error" in kinds and not kinds & _MISUSES:
