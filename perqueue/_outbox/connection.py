@@ -300,12 +300,29 @@ def _create(path: Path, origin: str | None, *, embedded: bool) -> None:
     connection = connect(path, embedded=embedded)
     try:
         connection.execute("PRAGMA busy_timeout = 5000")  # others may be looking at the file
-        if not embedded:
+        if embedded:
+            _begin(connection, path)
+        else:
             _make_own(connection, path)
-        retry_busy(lambda: migrate(connection, origin))  # what was applied stays so
+        migrate(connection, origin)
+        if embedded:
+            connection.execute("COMMIT")
     finally:
         connection.close()
     sync_directory(path)
+
+
+def _begin(connection: sqlite3.Connection, path: Path) -> None:
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError as error:
+        if not is_busy(error):
+            raise
+        message = (
+            f"outbox {path}: its tables cannot be made, because a transaction of the application's was open"
+            " for over 5 s: make the first PerQueue outside of transactions"
+        )
+        raise OutboxError(message) from error
 
 
 def _make_own(connection: sqlite3.Connection, path: Path) -> None:

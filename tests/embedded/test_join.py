@@ -17,7 +17,7 @@ from perqueue import (
     PerQueueError,
     QueueClosed,
 )
-from perqueue.sandbox import Refuse
+from perqueue.sandbox import Hang, Refuse
 
 IMPLICIT = [{}, {"isolation_level": "IMMEDIATE"}]
 if sys.version_info >= (3, 12):
@@ -333,6 +333,7 @@ def test_an_outbox_of_its_own_joins_nothing(options, tmp_path, connect):
 # -- recording beside an open transaction
 
 
+@pytest.mark.parametrize("mode", ["delete"], indirect=True)
 def test_recording_beside_ones_own_transaction_is_an_error_not_a_hang(queue, connect, buy):
     """Without connection= a thread waits for its own transaction in vain, for a second, and is told why."""
     connection = connect()
@@ -362,3 +363,22 @@ def test_another_thread_waits_for_the_transaction(queue, connect, buy, billed):
     queue.flush(10)
     assert ids == [2]
     assert billed() == {"FIRST", "SECOND"}
+
+
+@pytest.mark.parametrize("mode", ["delete"], indirect=True)
+def test_a_long_transaction_holds_up_delivery_and_no_more(queue, connect, per, until, caplog):
+    """While the application keeps the file to itself outcomes are held, then stored; none is sent again."""
+    application = connect(isolation_level=None)
+    receipt = queue.record("SHOP", "FIRST")
+    assert receipt.wait(10)
+    per.set_fault(Hang(accept=True), times=1)
+    queue.record("SHOP", "SECOND")
+    until(lambda: queue.stats().in_flight == 1)
+    application.execute("BEGIN EXCLUSIVE")
+    per.release()
+    until(lambda: any("delivery waits" in each.message for each in caplog.records))
+    application.execute("COMMIT")
+    assert queue.record("SHOP", "THIRD").wait(10)
+    queue.flush(10)
+    assert [activity.user_id for activity in per.activities] == ["FIRST", "SECOND", "THIRD"]
+    assert len([each for each in caplog.records if each.levelname == "ERROR"]) == 1
