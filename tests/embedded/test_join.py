@@ -382,3 +382,41 @@ def test_a_long_transaction_holds_up_delivery_and_no_more(queue, connect, per, u
     queue.flush(10)
     assert [activity.user_id for activity in per.activities] == ["FIRST", "SECOND", "THIRD"]
     assert len([each for each in caplog.records if each.levelname == "ERROR"]) == 1
+
+
+OPERATIONS = {
+    "record": lambda outbox: outbox.append("SHOP", "CUSTOMER", "TYPE", 1),
+    "record once": lambda outbox: outbox.append_once(("SHOP", "CUSTOMER", "TYPE"), (0, 10), 1),
+    "claim": lambda outbox: outbox.claim(1, 5),
+    "claim what is due": lambda outbox: outbox.claim_due(0, 10, 5, ()),
+    "next due": lambda outbox: outbox.next_due(),
+    "write": lambda outbox: outbox.request_probe(),
+    "position": lambda outbox: outbox.position(),
+    "count": lambda outbox: outbox.count_pending(1, 5),
+    "outcomes": lambda outbox: outbox.settled([1]),
+    "refusals": lambda outbox: (outbox.refusals(), outbox.rejected_since(0, 5), outbox.last_reason(1)),
+    "look around": lambda outbox: outbox.change_counter(),
+    "keep house": lambda outbox: (outbox.prune(0, 5, 5), outbox.expire(0, 5)),
+}
+
+
+@pytest.mark.parametrize("mode", ["delete"], indirect=True)
+@pytest.mark.parametrize("lock", ["a reader's", "a writer's"])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_without_a_log_everything_waits_for_the_applications_moments(embed, connect, operation, lock):
+    """Readers and writers exclude each other there: nothing fails for a transaction of a few milliseconds."""
+    queue = embed(drain=False)
+    queue.record("SHOP", "CUSTOMER")
+    queue._outbox.change_counter()
+    application = connect(isolation_level=None, check_same_thread=False)
+    if lock == "a reader's":
+        application.execute("BEGIN")
+        application.execute("SELECT * FROM orders").fetchall()
+    else:
+        application.execute("BEGIN EXCLUSIVE")
+    ends = threading.Timer(0.05, application.execute, ["ROLLBACK"])
+    ends.start()
+    try:
+        OPERATIONS[operation](queue._outbox)
+    finally:
+        ends.join()
