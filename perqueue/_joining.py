@@ -144,7 +144,8 @@ def _ours(error: Exception) -> tuple[PerQueueError, BaseException]:
         cause = error.__cause__
     why = str(cause).partition("\n")[0] or type(cause).__name__
     kinds = {kind.__name__ for kind in type(cause).__mro__}
-    if "Error" in kinds and not kinds & _MISUSES:
+    by_django = type(cause).__module__.startswith("django.")  # which has not asked the driver
+    if "Error" in kinds and not kinds & _MISUSES and not by_django:
         message = f"not recorded, and the transaction it was to be part of had better be rolled back: {why}"
         return OutboxError(message), cause
     return ConfigurationError(f"not recorded, because the connection cannot be used: {why}"), cause
@@ -224,6 +225,14 @@ def _refusal(connection: Any, what: str = _UNKNOWN) -> ConfigurationError:
     return ConfigurationError(f"connection, a {kind.__module__}.{kind.__qualname__}, {what}")
 
 
+def _check_library(dialect: str, driven: Any) -> None:
+    """Raise for a connection that another SQLite library than Python's has opened."""
+    if dialect == "sqlite" and not isinstance(
+        driven, (sqlite3.Connection, *_loaded("aiosqlite", "Connection"))
+    ):
+        raise _refusal(driven)
+
+
 class _SQLite:
     dialect = "sqlite"
 
@@ -243,6 +252,7 @@ class _SQLAlchemy:
     def __init__(self, connection: Any) -> None:
         self._connection = connection
         self.dialect: str = connection.dialect.name
+        _check_library(self.dialect, connection.connection.driver_connection)
 
     def run(self, statement: str, values: tuple[object, ...]) -> list[Any]:
         # Its own method: it must know that a transaction has begun, else it would not commit it.
@@ -271,6 +281,8 @@ class _Django:
     def __init__(self, connection: Any) -> None:
         self._connection = connection
         self.dialect: str = connection.vendor
+        connection.ensure_connection()
+        _check_library(self.dialect, connection.connection)
 
     def run(self, statement: str, values: tuple[object, ...]) -> list[Any]:
         with self._connection.cursor() as cursor:

@@ -108,6 +108,10 @@ def test_what_cannot_be_joined_is_told(django):
         except PerQueueError as error:
             say((type(error).__name__, type(error.__cause__).__module__, "CUSTOMER" in str(error)))
     refused(connection=connections["other"])
+    wrapper = connections["default"]
+    thread = threading.Thread(target=refused, kwargs={"connection": wrapper})
+    thread.start()
+    thread.join()
     try:
         with transaction.atomic():
             try:
@@ -127,6 +131,7 @@ def test_what_cannot_be_joined_is_told(django):
     """)
     assert said == [
         "('ConfigurationError', 'builtins', False)",
+        "('ConfigurationError', 'django.db.utils', False)",
         "('ConfigurationError', 'django.db.transaction', False)",
         "('OutboxError', 'sqlite3', False)",
     ]

@@ -143,6 +143,24 @@ def test_another_database_is_refused(queue, tmp_path):
     other.dispose()
 
 
+class AnotherLibrarys:
+    """A connection that is not Python's own, as pysqlite3's or SQLCipher's are."""
+
+    def __init__(self, path):
+        self._connection = sqlite3.connect(path)
+
+    def __getattr__(self, name):
+        return getattr(self._connection, name)
+
+
+def test_a_connection_of_another_sqlite_library_is_refused(queue, app):
+    """By SQLAlchemy too: neither library would see the other's locks on the file."""
+    engine = create_engine("sqlite://", creator=lambda: AnotherLibrarys(app))
+    with Session(engine) as session, pytest.raises(ConfigurationError, match="another SQLite library"):
+        queue.record("SHOP", "CUSTOMER", connection=session)
+    engine.dispose()
+
+
 # -- async
 
 
