@@ -24,6 +24,8 @@ T = TypeVar("T")
 SCHEMA_VERSION = 2
 BUSY_TIMEOUT = 1.0
 """Seconds after which a lock that somebody else holds becomes an :class:`OutboxError`."""
+_SET_UP_TIMEOUT = 5.0
+"""Seconds for which making the tables waits for whoever else uses the file."""
 PAGE_SIZE = 1024
 """Bytes of a page in a new file: one insert writes one page to the WAL.
 
@@ -299,7 +301,9 @@ def _create(path: Path, origin: str | None, *, embedded: bool) -> None:
         path.chmod(0o600)  # whatever the umask; SQLite gives -wal and -shm the mode of the file
     connection = connect(path, embedded=embedded)
     try:
-        connection.execute("PRAGMA busy_timeout = 5000")  # others may be looking at the file
+        connection.execute(
+            f"PRAGMA busy_timeout = {int(_SET_UP_TIMEOUT * 1000)}"
+        )  # others may be looking at the file
         if embedded:
             _begin(connection, path)
         else:
@@ -320,7 +324,7 @@ def _begin(connection: sqlite3.Connection, path: Path) -> None:
             raise
         message = (
             f"outbox {path}: its tables cannot be made, because a transaction of the application's was open"
-            " for over 5 s: make the first PerQueue outside of transactions"
+            f" for over {_SET_UP_TIMEOUT:g} s: make the first PerQueue outside of transactions"
         )
         raise OutboxError(message) from error
 

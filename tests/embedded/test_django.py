@@ -80,6 +80,7 @@ def test_atomic_blocks(django, customers, billed):
     assert billed() == customers() == {"AT_ONCE", "DONE", "DONE_NESTED", "BY_HAND"}
 
 
+@pytest.mark.parametrize("mode", ["wal"], indirect=True)
 def test_the_drain_is_woken_after_the_commit(django):
     """By Django's on_commit: not before, and not after a rollback."""
     said = django("""
@@ -98,6 +99,7 @@ def test_the_drain_is_woken_after_the_commit(django):
     assert said == ["0", "1", "1"]
 
 
+@pytest.mark.parametrize("mode", ["wal"], indirect=True)
 def test_what_cannot_be_joined_is_told(django):
     """Another database, a broken transaction, a lock: our exceptions, without the IDs."""
     said = django("""
@@ -137,6 +139,7 @@ def test_what_cannot_be_joined_is_told(django):
     ]
 
 
+@pytest.mark.parametrize("mode", ["wal"], indirect=True)
 def test_makemigrations_proposes_nothing_for_perqueues_tables(django):
     """Django looks at models, not at tables: there is nothing to exclude."""
     said = django("""

@@ -68,9 +68,9 @@ def assert_sound(app):
 def test_kill_9_neither_loses_nor_invents(app, embed, per, customers, billed):
     """Killed between order and commit, again and again: billed is exactly who has an order."""
     embed().close()
-    kill_at_random(environment(app, per), "joined", rounds(12, 300))
+    kill_at_random(environment(app, per), "joined", rounds(8, 300))
     embed().flush(60)
-    assert len(customers()) > 10
+    assert customers()
     assert billed() == customers()
     assert_sound(app)
 
@@ -80,7 +80,7 @@ def test_kill_9_neither_loses_nor_invents(app, embed, per, customers, billed):
 def test_control_recording_beside_the_transaction(app, embed, per, customers, billed, how, wrong):
     """The check sees a recorder that does not join: before the commit it invents, after it it loses."""
     embed().close()
-    kill_at_random(environment(app, per), how, 12)
+    kill_at_random(environment(app, per), how, 8)
     embed().flush(60)
     invented, lost = billed() - customers(), customers() - billed()
     assert {"invents": invented, "loses": lost}[wrong]
@@ -124,7 +124,7 @@ def test_several_writers_at_once(app, embed, per, customers, billed, coalesces):
     """Processes that sell, roll back, record beside it and deliver, all in one file: the books agree."""
     embed().close()
     env = environment(app, per)
-    seconds = rounds(1.5, 120)
+    seconds = rounds(0.7, 120)
     children = [Child(SELL_FOR_A_WHILE, name, seconds, coalesces, env=env, measured=False) for name in "abc"]
     plain = set()
     for child in children:
