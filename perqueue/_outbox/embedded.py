@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +37,7 @@ def check_own_locks(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("BEGIN")
     try:
         retry_busy(lambda: one_row(connection, "SELECT count(*) FROM perqueue_outbox"))
-        if _has_lock(path) is False:
+        if not _has_lock(path) and _can_see_locks(path):
             message = (
                 f"outbox {path}: a connection to it was open when this process was forked, so that SQLite's"
                 " locks do not work in here: close the application's connections before the fork"
@@ -46,14 +48,21 @@ def check_own_locks(connection: sqlite3.Connection, path: Path) -> None:
         connection.execute("ROLLBACK")
 
 
-def _has_lock(path: Path) -> bool | None:
-    """Tell whether the kernel knows of a lock of this process on the file; None if it does not say."""
-    me = str(os.getpid())
-    try:  # Linux: see proc_locks(5)
-        if os.readlink("/proc/self") != me:  # noqa: PTH115 - of another PID namespace
-            return None
-        inode = f":{path.stat().st_ino}"
-        locks = [line.split() for line in Path("/proc/locks").read_text("ascii").splitlines()]
-    except OSError:
-        return None
-    return any(fields[1] == "POSIX" and fields[4] == me and fields[5].endswith(inode) for fields in locks)
+def _has_lock(path: Path) -> bool:
+    """Tell whether the kernel lists a lock of this process on a file."""
+    me, inode = str(os.getpid()), f":{path.stat().st_ino}"
+    with suppress(OSError):  # Linux: see proc_locks(5)
+        for line in Path("/proc/locks").read_text("ascii").splitlines():
+            fields = line.split()
+            if fields[1] == "POSIX" and fields[4] == me and fields[5].endswith(inode):
+                return True
+    return False
+
+
+def _can_see_locks(path: Path) -> bool:
+    """Tell whether a lock that is there would be listed: not on every system, nor for every file system."""
+    beside = Path(f"{path}-setup.lock")  # where nobody has such a lock: closing it drops none
+    with suppress(OSError), beside.open("rb") as file:
+        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return _has_lock(beside)
+    return False
