@@ -86,13 +86,14 @@ def examine(path: Path, now: int) -> Iterator[Finding]:
 
     Raises :class:`OSError` if this user may not look.
     """
-    yield _file(path, embedded=_is_embedded(path))
+    embedded = _is_embedded(path)
+    yield _file(path, embedded=embedded)
     yield _where(path)
     yield _room(path)
     users = users_of(path)
     yield _use(path, users)
     yield from _wal(path, users)
-    yield _sqlite()
+    yield _sqlite(embedded=embedded)
     yield from _contents(path, users, now)
 
 
@@ -167,9 +168,12 @@ def _wal(path: Path, users: set[int]) -> Iterator[Finding]:
                 yield _problem("wal", text, f"before anything else opens the file: {SALVAGE}")
 
 
-def _sqlite() -> Finding:
+def _sqlite(*, embedded: bool) -> Finding:
     text = f"SQLite {sqlite3.sqlite_version}"
     first, last = _WAL_RESET_BUG
+    if first <= sqlite3.sqlite_version_info <= last and embedded:
+        text += " has the WAL-reset bug, as for every application with several connections in WAL mode"
+        return _note("sqlite", text, "use SQLite 3.51.3")
     if first <= sqlite3.sqlite_version_info <= last:
         text += " has the WAL-reset bug, which perqueue itself avoids"
         return _note("sqlite", text, "let no other program write to the file, or use SQLite 3.51.3")
