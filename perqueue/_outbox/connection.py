@@ -301,9 +301,8 @@ def _create(path: Path, origin: str | None, *, embedded: bool) -> None:
         path.chmod(0o600)  # whatever the umask; SQLite gives -wal and -shm the mode of the file
     connection = connect(path, embedded=embedded)
     try:
-        connection.execute(
-            f"PRAGMA busy_timeout = {int(_SET_UP_TIMEOUT * 1000)}"
-        )  # others may be looking at the file
+        # Others may be looking at the file.
+        connection.execute(f"PRAGMA busy_timeout = {int(_SET_UP_TIMEOUT * 1000)}")
         if embedded:
             _begin(connection, path)
         else:
