@@ -102,7 +102,7 @@ def _is_embedded(path: Path) -> bool:
         return False
     with suppress(sqlite3.Error), closing(_connect(path, "mode=ro")) as reader:
         (application_id,) = reader.execute("PRAGMA application_id").fetchone()
-        return bool(application_id != APPLICATION_ID)
+        return application_id != APPLICATION_ID and not _is_foreign(reader)
     return False
 
 
