@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 import sys
+from contextlib import closing
 from types import ModuleType
 
 import pytest
@@ -102,8 +103,11 @@ def test_a_backend_is_its_statements(entry):
     assert connection.ran == RAN
     with pytest.raises(ConfigurationError, match=r"arecord"):
         join(AsyncConnection(), entry)
-    with pytest.raises(ConfigurationError, match="a sqlite database, and the outbox is in postgresql"):
-        join(sqlite3.connect(":memory:"), entry)
+    with (
+        closing(sqlite3.connect(":memory:")) as other,
+        pytest.raises(ConfigurationError, match="a sqlite datab"),
+    ):
+        join(other, entry)
 
 
 def test_a_backend_is_its_statements_when_awaited(entry):

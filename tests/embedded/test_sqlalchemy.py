@@ -116,14 +116,15 @@ def test_errors_are_ours_and_tell_no_ids(queue, engine, connect):
     """SQLAlchemy's text holds all values; neither it nor its exception is in what comes out."""
     holder = connect()
     holder.execute("BEGIN IMMEDIATE")
-    with Session(create_engine(engine.url, connect_args={"timeout": 0})) as session:
+    hasty = create_engine(engine.url, connect_args={"timeout": 0})
+    with Session(hasty) as session:
         customer = f"CUSTOMER_{7}"  # not in the source, which a traceback shows
         with pytest.raises(OutboxError, match="database is locked") as caught:
             queue.record("SHOP", customer, connection=session)
         shown = "".join(traceback.format_exception(caught.value))
         assert customer not in shown
         assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
-        session.get_bind().dispose()
+    hasty.dispose()
     holder.rollback()
     closed = engine.connect()
     closed.close()
