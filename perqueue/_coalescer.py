@@ -49,10 +49,15 @@ class Coalescer:
         self._refusals = refusals
         self._look_at = now
 
+    def window(self, now: int) -> tuple[int, int]:
+        """Return beginning and end of the window that a time is in."""
+        starts = now - now % self._window_ms
+        return starts, starts + self._window_ms
+
     def record(self, key: Key, now: int) -> int:
         """Commit one activity unless another stands for it, and remember which does."""
-        starts = now - now % self._window_ms
-        activity_id = self._outbox.append_once(key, (starts, starts + self._window_ms), now)
+        starts, _ = window = self.window(now)
+        activity_id = self._outbox.append_once(key, window, now)
         if starts == self._starts:
             if len(self._standing) >= _MOST_KEYS:
                 self.forget()

@@ -154,7 +154,7 @@ class Receipt:
         self,
         activity_id: int,
         office: Callable[[], ReceiptOffice | None],
-        error: OutboxError | None = None,
+        error: PerQueueError | None = None,
     ) -> None:
         self.id = activity_id
         """The activity's number in the outbox; 0 if it could not be stored."""

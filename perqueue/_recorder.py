@@ -16,6 +16,7 @@ from perqueue._activity import Activity, checked_id
 from perqueue._client import Reporter
 from perqueue._clock import SYSTEM_CLOCK
 from perqueue._flush import DEFAULT, Default, Flush, Told
+from perqueue._joining import Entry, ajoin, explain_lock, join
 from perqueue._lock import drain_lock, is_drained
 from perqueue._observer import Observer
 from perqueue._outbox import SQLiteOutbox
@@ -56,6 +57,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("perqueue")
 
+_JOINED = (
+    "this activity is part of a transaction of the application's own, of whose end perqueue is not told, and"
+    " its number is given again if that is rolled back: after the commit, flush() waits for it"
+)
+
 
 class PerQueue:
     """Records billable activity for Per in a local outbox, and delivers it in the background.
@@ -76,7 +82,9 @@ class PerQueue:
         (``PER_REPORTING_TOKEN``).
     :param base_url: where Per is (``PER_BASE_URL``); plain http only on loopback. An outbox belongs to
         the origin it was made for.
-    :param embedded: reserved; not available in this version.
+    :param embedded: True: the outbox is in tables of its own (``perqueue_...``) inside the application's
+        SQLite file, which must be there and otherwise stays as it is; then ``record(connection=...)`` can be
+        part of the application's own transactions.
     :param coalesce: a ``timedelta`` that divides 24 hours, at most ``keep_delivered``: at most one delivery
         for each (billing ID, user ID, activity type) in each window of that length, counted from midnight
         UTC. The others get the receipt of the first. Per reports unique users, so that reports aligned to
@@ -172,6 +180,7 @@ class PerQueue:
         self._clock = SYSTEM_CLOCK
         self._activity_type_id = settings.activity_type_id
         self._self = weakref.ref(self)
+        self._committed = _weak_more(self._self)
         self._close_lock = _threads.RLock()
         self._reporter = Reporter(settings)
         self._worker: Worker | None = None
@@ -182,6 +191,7 @@ class PerQueue:
         self._outbox = SQLiteOutbox(
             settings.outbox,
             settings.origin,
+            embedded=settings.embedded,
             power=settings.durability == "power",
             max_pending=settings.max_pending,
         )
@@ -222,7 +232,12 @@ class PerQueue:
     # -- recording
 
     def record(  # noqa: C901 - the hot path is written out
-        self, billing_id: str, user_id: str, *, activity_type_id: str | None = None
+        self,
+        billing_id: str,
+        user_id: str,
+        *,
+        activity_type_id: str | None = None,
+        connection: object | None = None,
     ) -> Receipt:
         """Commit one activity to the outbox, and return a receipt that need not be kept.
 
@@ -230,13 +245,22 @@ class PerQueue:
         activity is stored. Raises :class:`~perqueue.InvalidActivity` or :class:`~perqueue.OutboxFull`
         (nothing was stored), :class:`~perqueue.OutboxError` (possibly stored: record it again) or
         :class:`~perqueue.QueueClosed`. Microseconds as a rule; at most about a second if the file is locked.
+
+        With ``connection``, where the outbox is in the application's own database, the activity becomes part
+        of the transaction that is open there: it exists, and is delivered, exactly if that is committed.
+        It is a ``sqlite3.Connection``, SQLAlchemy's ``Session`` or ``Connection``, or Django's; in autocommit
+        mode, without a transaction, it commits at once. The receipt has an ``id`` (which means nothing if the
+        transaction is rolled back) and cannot be waited for. Raises :class:`~perqueue.ConfigurationError` for
+        a connection that cannot be used, and :class:`~perqueue.OutboxError` always, whatever
+        ``on_record_error`` says: roll back then. It waits as long for locks as that connection does.
         """
+        if connection is not None:
+            return self._joined(join(connection, self._entry(billing_id, user_id, activity_type_id)))
         measures = self._measures
         began = 0.0 if measures is None else perf_counter()
         kind = self._activity_type_id if activity_type_id is None else activity_type_id
         if kind is None:
-            message = "activity_type_id is missing: pass it here or to PerQueue, or set PER_ACTIVITY_TYPE_ID"
-            raise InvalidActivity(message)
+            self._no_type()
         coalescer = self._coalescer
         if coalescer is not None and not self._closed:
             with suppress(TypeError):  # an ID that is no str is told below
@@ -269,9 +293,58 @@ class PerQueue:
             measures.recorded.add(perf_counter() - began)
         return Receipt(activity_id, self._self)
 
+    async def arecord(
+        self,
+        billing_id: str,
+        user_id: str,
+        *,
+        activity_type_id: str | None = None,
+        connection: object | None = None,
+    ) -> Receipt:
+        """Do as :meth:`record`, without blocking the event loop.
+
+        ``connection`` is SQLAlchemy's ``AsyncSession`` or ``AsyncConnection``, or an
+        ``aiosqlite.Connection``. Without one this waits in a thread for the disk and for locks: where the
+        outbox is in the application's own database, another coroutine's transaction may hold one, and
+        ``record()`` would keep that from going on.
+        """
+        if connection is None:
+            import asyncio
+
+            return await asyncio.to_thread(
+                self.record, billing_id, user_id, activity_type_id=activity_type_id
+            )
+        return self._joined(await ajoin(connection, self._entry(billing_id, user_id, activity_type_id)))
+
+    def _entry(self, billing_id: str, user_id: str, activity_type_id: str | None) -> Entry:
+        kind = self._activity_type_id if activity_type_id is None else activity_type_id
+        if kind is None:
+            self._no_type()
+        key = (
+            checked_id("billing_id", billing_id),
+            checked_id("user_id", user_id),
+            checked_id("activity_type_id", kind),
+        )
+        if self._closed:
+            self._refuse()
+        now = self._clock.time_ms()
+        window = None if self._coalescer is None else self._coalescer.window(now)
+        return Entry(self._outbox, key, window, now, self._committed)
+
+    def _joined(self, activity_id: int) -> Receipt:
+        if self._worker is not None:
+            self._worker.start()  # of the commit it may have to hear by itself
+        return Receipt(activity_id, self._self, PerQueueError(_JOINED))
+
+    def _no_type(self) -> NoReturn:
+        message = "activity_type_id is missing: pass it here or to PerQueue, or set PER_ACTIVITY_TYPE_ID"
+        raise InvalidActivity(message)
+
     def _not_recorded(self, error: OutboxError) -> Receipt:
         if self._measures is not None:
             self._measures.not_recorded[type(error).__name__] += 1
+        if self._settings.embedded:
+            explain_lock(error)
         if self._settings.on_record_error is None:
             raise error
         self._observer.call_back("on_record_error", error)
@@ -648,6 +721,15 @@ class PerQueue:
         self._observer.waiters = Waiters()
         if self._worker is not None:
             self._worker.abandon()
+
+
+def _weak_more(reference: weakref.ref[PerQueue]) -> Callable[..., None]:
+    def more(*_: object) -> None:
+        queue = reference()
+        if queue is not None and queue._worker is not None:  # noqa: SLF001
+            queue._worker.more()  # noqa: SLF001
+
+    return more
 
 
 def _weak_stats(reference: weakref.ref[PerQueue]) -> Callable[[], Stats | None]:

@@ -80,6 +80,7 @@ class Settings(ClientSettings):
 
     outbox: Path
     drain: bool = True
+    embedded: bool = False
     max_in_flight: int = 32
     durability: Literal["process", "power"] = "process"
     coalesce: timedelta | None = None
@@ -108,9 +109,6 @@ def resolve_settings(environ: Mapping[str, str] = os.environ, **options: Any) ->
 
     Raises :class:`ConfigurationError`.
     """
-    if options.pop("embedded", False) is not False:
-        message = "embedded is not available in this version"
-        raise ConfigurationError(message)
     resolved = _client_options(environ, options)
     resolved["outbox"] = outbox_path(options["outbox"] or environ.get("PERQUEUE_OUTBOX"))
     drain = options["drain"]
@@ -123,6 +121,7 @@ def resolve_settings(environ: Mapping[str, str] = os.environ, **options: Any) ->
             " a process that only records, for another to deliver, says drain=False"
         )
         raise ConfigurationError(message)
+    resolved["embedded"] = _bool("embedded", options["embedded"])
     resolved["max_in_flight"] = _count("max_in_flight", options["max_in_flight"], 1024)
     resolved["max_pending"] = _count("max_pending", options["max_pending"])
     if options["durability"] not in ("process", "power"):

@@ -21,7 +21,6 @@ from tests.pages import ROOT, Page, words
 README = Page(ROOT / "README.md")
 TEXT = README.text
 OPERATIONS = Page(ROOT / "docs" / "operations.md")
-LATER = {"embedded"}  # in the signature, and refused so far
 
 
 def section(title):
@@ -162,7 +161,7 @@ def test_no_log_shows_a_token_or_an_id(per, make_queue, outbox, caplog):
 
 def test_the_table_of_options_is_complete():
     """The README lists every option of `PerQueue` that can be used, once."""
-    options = inspect.signature(PerQueue).parameters.keys() - LATER
+    options = inspect.signature(PerQueue).parameters
     assert sorted(named("Options")) == sorted(options)
 
 

@@ -61,11 +61,12 @@ class ClaimedSession(CountedSession):
     def _drop_unsound(self, after: int, rows: list[Any]) -> bool:
         """Drop what only seems to be the outcome of one that was passed over; tell whether there was any."""
         with self._reading() as connection:
-            end = rows[-1][0] if rows else one_row(connection, LAST_ID)[0]
+            end = rows[-1][0] if rows else retry_busy(lambda: one_row(connection, LAST_ID))[0]
             if end - after <= len(rows):
                 return False
             try:
-                outcomes = connection.execute(OUTCOMES, (after, end, _MOST_UNREADABLE)).fetchall()
+                read = functools.partial(connection.execute, OUTCOMES, (after, end, _MOST_UNREADABLE))
+                outcomes = retry_busy(lambda: read().fetchall())
             except sqlite3.DatabaseError as error:
                 if not is_corrupt(error):
                     raise

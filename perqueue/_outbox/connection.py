@@ -8,7 +8,7 @@ import sqlite3
 import stat
 import time
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from perqueue import _threads
 from perqueue._outbox.damage import corrupt, one_row
@@ -24,13 +24,16 @@ T = TypeVar("T")
 SCHEMA_VERSION = 2
 BUSY_TIMEOUT = 1.0
 """Seconds after which a lock that somebody else holds becomes an :class:`OutboxError`."""
+_SET_UP_TIMEOUT = 5.0
+"""Seconds for which making the tables waits for whoever else uses the file."""
 PAGE_SIZE = 1024
 """Bytes of a page in a new file: one insert writes one page to the WAL.
 
 2 KiB would save 6 % of the disk, and fill the WAL twice as fast; 4 KiB make ``record()`` slower by a sixth.
 """
 _OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
-_APPLICATION_ID = 0x50657251  # "PerQ", what file(1) shows
+APPLICATION_ID = 0x50657251
+"""``PerQ``: a file of perqueue's own. Another one with its tables is an application's, and left as it is."""
 
 _DISK_FULL = "the disk is full: free space, delivery and recording go on by themselves"
 _DAMAGED = "the file is damaged: `perqueue doctor` says what can be rescued"
@@ -112,8 +115,8 @@ def as_stored(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape")
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """Open an existing file; never create one."""
+def connect(path: Path, *, embedded: bool = False) -> sqlite3.Connection:
+    """Open an existing file; never create one. An application's is checkpointed as SQLite does by itself."""
     connection = sqlite3.connect(
         f"{path.as_uri()}?mode=rw",
         uri=True,
@@ -124,10 +127,11 @@ def connect(path: Path) -> sqlite3.Connection:
     # A row damaged into invalid UTF-8 must reach the check of its checksum.
     connection.text_factory = as_stored
     try:
-        # Checkpoints belong to the disk thread; a commit must not wait for one.
-        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        if not embedded:  # checkpoints belong to the disk thread; a commit must not wait for one
+            connection.execute("PRAGMA wal_autocheckpoint = 0")
         # This reads the file, which another process may just be creating or closing.
-        retry_busy(lambda: connection.execute("PRAGMA synchronous = NORMAL"))
+        level = "FULL" if embedded else "NORMAL"
+        retry_busy(lambda: connection.execute(f"PRAGMA synchronous = {level}"))
     except BaseException:
         connection.close()
         raise
@@ -151,55 +155,63 @@ def identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def set_up(path: Path, origin: str | None, *, create: bool) -> None:
+def set_up(path: Path, origin: str | None, *, create: bool, embedded: bool | None = None) -> bool:
     """Make sure that the file is an outbox of this schema and origin, creating or migrating it.
 
-    Raises :class:`OutboxMismatch` for a file or place that cannot be this outbox's, :class:`OutboxError` for
-    storage.
+    ``embedded`` says whose it must be: an application's (True), perqueue's own (False), or either's that is
+    there already. Returns whether it is an application's. Raises :class:`OutboxMismatch` for a file or place
+    that cannot be this outbox's, :class:`OutboxError` for storage.
     """
     if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
         message = f"SQLite {sqlite3.sqlite_version} is too old: perqueue needs 3.37 or newer"
         raise OutboxMismatch(message)
     with storage_errors(path):
         examine(path, quiet=not create)
-        ready = _is_ready(path, origin)
+        ready, theirs = _is_ready(path, origin, embedded=embedded)
         if ready:
-            return
+            return theirs
         if ready is None and not create:
             message = f"there is no outbox at {path}"
             raise OutboxMismatch(message)
         if not path.parent.is_dir():  # filelock would create it
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        # Before the lock, which would wait where no file can be made.
-        with suppress(FileExistsError):
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        if theirs and not path.exists():  # how it is made is theirs to say, and a mistyped path is none
+            message = f"there is no database at {path}: the application creates it, perqueue adds its tables"
+            raise OutboxMismatch(message)
+        if ready is None and not theirs:  # before the lock, which would wait where no file can be made
+            with suppress(FileExistsError):
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
         from filelock import FileLock, Timeout
 
         lock = f"{path}-setup.lock"
         make_for_owner(lock, path)
         try:
             with FileLock(lock, timeout=30, mode=0o600, thread_local=False):
-                if not _is_ready(path, origin):
-                    _create(path, origin)
+                if not _is_ready(path, origin, embedded=embedded)[0]:
+                    _create(path, origin, embedded=theirs)
         except Timeout:
             message = f"outbox {path}: another process has been setting it up for 30 s"
             raise OutboxError(message) from None
+    return theirs
 
 
-def _is_ready(path: Path, origin: str | None) -> bool | None:
-    """Check the file; False means that it is of an older schema or of no origin yet, None that it is new."""
+def _is_ready(path: Path, origin: str | None, *, embedded: bool | None) -> tuple[bool | None, bool]:
+    """Check the file; False means that it is of an older schema or of no origin yet, None that it is new.
+
+    Tells also whether it is an application's.
+    """
     try:
         status = path.stat()
     except FileNotFoundError:
-        return None
+        return None, bool(embedded)
     if not stat.S_ISREG(status.st_mode):  # /dev/null, say: it must keep its mode
         message = f"{path} is not a regular file"
         raise OutboxMismatch(message)
     if status.st_size == 0:
         _check_beside(path)
-        return None
+        return None, bool(embedded)
     try:
-        tables, row = _read_header(path)
+        header = _read_header(path)
     except sqlite3.DatabaseError as error:
         if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_NOTADB:
             raise
@@ -208,12 +220,10 @@ def _is_ready(path: Path, origin: str | None) -> bool | None:
             " if it was one, `perqueue doctor` says what can be rescued"
         )
         raise OutboxMismatch(message) from error
-    if row is None:
-        if not tables:
-            return None
-        message = f"{path} is not an outbox: it holds something else; give perqueue a file of its own"
-        raise OutboxMismatch(message)
-    version, owner = row
+    _check_whose(path, header, embedded=embedded)
+    if header.outbox is None:
+        return None, bool(embedded)
+    version, owner = header.outbox
     if version > SCHEMA_VERSION:
         known = f"schema {version}, known: {SCHEMA_VERSION}"
         message = f"outbox {path} was written by a newer perqueue ({known}): upgrade this one"
@@ -224,7 +234,22 @@ def _is_ready(path: Path, origin: str | None) -> bool | None:
             " use the base_url (PER_BASE_URL) it was made for, or another file"
         )
         raise OutboxMismatch(message)
-    return bool(version == SCHEMA_VERSION and (owner is not None or origin is None))
+    return version == SCHEMA_VERSION and (owner is not None or origin is None), not header.is_own
+
+
+def _check_whose(path: Path, header: _Header, *, embedded: bool | None) -> None:
+    if embedded and header.is_own:
+        message = f"{path} is a file of perqueue's own, not an application's: leave out embedded=True"
+        raise OutboxMismatch(message)
+    if header.outbox is None and header.foreign_tables and not embedded:
+        message = (
+            f"{path} is not an outbox: it holds something else; give perqueue a file of its own, or say"
+            " embedded=True to have its tables in there"
+        )
+        raise OutboxMismatch(message)
+    if header.outbox is not None and not header.is_own and embedded is False:
+        message = f"{path} is an application's database with perqueue's tables in it: say embedded=True"
+        raise OutboxMismatch(message)
 
 
 def _check_beside(path: Path) -> None:
@@ -234,42 +259,84 @@ def _check_beside(path: Path) -> None:
             raise corrupt("the file is empty, but there is a write-ahead log beside it")
 
 
-def _read_header(path: Path) -> tuple[int, tuple[int, str | None] | None]:
-    """Return the number of other tables, and schema version and origin if it is an outbox."""
+def is_embedded(path: Path) -> bool:
+    """Tell whether there is an outbox in an application's file; False also if that cannot be read."""
+    with suppress(sqlite3.Error, OSError, UnicodeDecodeError):
+        if path.stat().st_size:
+            header = _read_header(path)
+            return header.outbox is not None and not header.is_own
+    return False
+
+
+class _Header(NamedTuple):
+    """What kind of database a file is."""
+
+    is_own: bool
+    foreign_tables: int
+    outbox: tuple[int, str | None] | None
+    """Schema version and origin, if there is an outbox in it."""
+
+
+def _read_header(path: Path) -> _Header:
     connection = connect(path)
     try:
+        (application_id,) = retry_busy(lambda: one_row(connection, "PRAGMA application_id"))
+        is_own = application_id == APPLICATION_ID
         query = "SELECT tbl_name FROM sqlite_master"  # of an index: the table's name
         names = [name for (name,) in retry_busy(lambda: connection.execute(query).fetchall())]
         if "perqueue_outbox" not in names:
             # With nothing but our own migrations table, it is being created, or that was cut short.
-            return sum(not name.startswith("perqueue_") for name in names), None
+            return _Header(is_own, sum(not name.startswith("perqueue_") for name in names), None)
         query = "SELECT schema_version, origin FROM perqueue_outbox"
         version, origin = retry_busy(lambda: one_row(connection, query))
         if not isinstance(version, int) or not isinstance(origin, str | None):
             raise corrupt("perqueue_outbox holds what was never stored there")
-        return len(names), (version, origin)
+        return _Header(is_own, 0, (version, origin))
     finally:
         connection.close()
 
 
-def _create(path: Path, origin: str | None) -> None:
+def _create(path: Path, origin: str | None, *, embedded: bool) -> None:
     from perqueue._outbox.schema import migrate
 
-    if path.stat().st_size == 0:
+    if path.stat().st_size == 0 and not embedded:
         path.chmod(0o600)  # whatever the umask; SQLite gives -wal and -shm the mode of the file
-    connection = connect(path)
+    connection = connect(path, embedded=embedded)
     try:
-        connection.execute("PRAGMA busy_timeout = 5000")  # others may be looking at the file
-        connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
-        connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-        mode = retry_busy(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
-        if mode != "wal":
-            message = f"outbox {path}: the file system does not support SQLite's WAL mode ({mode})"
-            raise OutboxError(message)
+        # Others may be looking at the file.
+        connection.execute(f"PRAGMA busy_timeout = {int(_SET_UP_TIMEOUT * 1000)}")
+        if embedded:
+            _begin(connection, path)
+        else:
+            _make_own(connection, path)
         migrate(connection, origin)
+        if embedded:
+            connection.execute("COMMIT")
     finally:
         connection.close()
     sync_directory(path)
+
+
+def _begin(connection: sqlite3.Connection, path: Path) -> None:
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError as error:
+        if not is_busy(error):
+            raise
+        message = (
+            f"outbox {path}: its tables cannot be made, because a transaction of the application's was open"
+            f" for over {_SET_UP_TIMEOUT:g} s: make the first PerQueue outside of transactions"
+        )
+        raise OutboxError(message) from error
+
+
+def _make_own(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    mode = retry_busy(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
+    if mode != "wal":
+        message = f"outbox {path}: the file system does not support SQLite's WAL mode ({mode})"
+        raise OutboxError(message)
 
 
 def sync_directory(path: Path) -> None:

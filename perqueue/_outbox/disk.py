@@ -47,6 +47,8 @@ class DiskKeeper:
         self._mark = mark
         self._truncate = truncate
         self._is_same_file = is_same_file
+        self.checkpoints = True
+        """Whether checkpoints are this thread's business: not in an application's own file."""
         self._wal: int | None = None
         self._guard: int | None = None
         self._reset()
@@ -195,7 +197,7 @@ class DiskKeeper:
         return self._stopping
 
     def _checkpoint(self) -> None:
-        if self._committed - self._checkpointed < CHECKPOINT_COMMITS:
+        if not self.checkpoints or self._committed - self._checkpointed < CHECKPOINT_COMMITS:
             return
         if time.monotonic() < self._checkpoint_at:
             return

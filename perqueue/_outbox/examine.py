@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from perqueue._activity import State, checksum
-from perqueue._outbox.connection import SCHEMA_VERSION
+from perqueue._outbox.connection import APPLICATION_ID, SCHEMA_VERSION
 from perqueue._outbox.counts import read_position
 from perqueue._outbox.damage import is_sound
 from perqueue._outbox.finding import ok, problem, size, warning
@@ -92,7 +92,7 @@ def _reader(path: Path, users: set[int]) -> Iterator[sqlite3.Connection]:
         try:
             reader.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except sqlite3.OperationalError as error:
-            if _code(error) not in _NO_PLACE or users:
+            if _code(error) not in _NO_PLACE or users or _is_interrupted(error):
                 raise
             mode = "mode=ro&immutable=1"  # which ignores a -wal
             wal = path.with_name(f"{path.name}-wal")
@@ -108,6 +108,21 @@ def _reader(path: Path, users: set[int]) -> Iterator[sqlite3.Connection]:
 
 def _code(error: Exception) -> int:
     return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)) & 0xFF
+
+
+def is_embedded(path: Path) -> bool:
+    """Tell whether a file is an application's own, as far as it can be read."""
+    if not path.stat().st_size:  # SQLite would delete its -wal
+        return False
+    with suppress(sqlite3.Error), closing(_connect(path, "mode=ro")) as reader:
+        (application_id,) = reader.execute("PRAGMA application_id").fetchone()
+        return application_id != APPLICATION_ID and not _is_foreign(reader)
+    return False
+
+
+def _is_interrupted(error: Exception) -> bool:
+    """Tell whether there is half a transaction in the file, with the journal to undo it beside it."""
+    return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY_ROLLBACK
 
 
 def _is_foreign(reader: sqlite3.Connection) -> bool:
@@ -144,6 +159,10 @@ def contents(
             yield from times(reader, now)
     except (sqlite3.Error, TypeError, ValueError, OverflowError) as error:
         code = _code(error)
+        if _is_interrupted(error):
+            text = "not looked at: a transaction was cut short, and whoever opens the file to write undoes it"
+            yield warning("contents", text, "`perqueue status`, then look again")
+            return
         if code in _NO_PLACE:
             in_use = "; it is in use, and only who may write beside it can look then" if users else ""
             raise PermissionError(f"{error}{in_use}") from error

@@ -24,6 +24,7 @@ from perqueue._outbox.connection import (
 )
 from perqueue._outbox.damage import one_row
 from perqueue._outbox.disk import DiskKeeper, truncate
+from perqueue._outbox.embedded import be_as_durable, check_own_locks
 from perqueue._place import real_path
 from perqueue.exceptions import OutboxError
 
@@ -57,7 +58,9 @@ def release_after_all(lock: threading.RLock) -> None:
 class Session:
     """An outbox file, opened when needed."""
 
-    def __init__(self, path: Path, origin: str | None, *, create: bool) -> None:
+    _power = False
+
+    def __init__(self, path: Path, origin: str | None, *, create: bool, embedded: bool | None = None) -> None:
         self._path = path = real_path(path)
         self._file = str(path)
         self._disk = DiskKeeper(path, self._mark, self._truncate, self._is_same_file)
@@ -70,7 +73,8 @@ class Session:
         self._checked_at = 0
         self._openings = 0
         with _fork.quiet:
-            set_up(path, origin, create=create)
+            self._embedded = set_up(path, origin, create=create, embedded=embedded)
+            self._disk.checkpoints = not self._embedded
             with self._held():
                 self._usable()
             _fork.participate(self)
@@ -121,11 +125,14 @@ class Session:
         if self._connection is None:
             with storage_errors(self._path):
                 self._identity = identity(self._path)
-                connection = connect(self._path)
+                connection = connect(self._path, embedded=self._embedded)
                 try:
                     (outbox_id,) = retry_busy(
                         lambda: one_row(connection, "SELECT outbox_id FROM perqueue_outbox")
                     )
+                    if self._embedded:
+                        check_own_locks(connection, self._path)
+                        be_as_durable(connection, power=self._power)
                 except BaseException:
                     connection.close()
                     raise
@@ -154,6 +161,9 @@ class Session:
             self._give_up_connection()
             message = f"outbox {self._path} was renamed or replaced while in use"
             raise OutboxError(message)
+        if self._embedded and self._connection is not None:
+            with storage_errors(self._path):
+                be_as_durable(self._connection, power=self._power)
         self._checked_at = now
 
     def _give_up_connection(self) -> None:
@@ -177,7 +187,7 @@ class Session:
             try:
                 before = connection.total_changes
                 yield connection
-                connection.execute("COMMIT")
+                retry_busy(lambda: connection.execute("COMMIT"))  # without a WAL, readers are in its way
             except BaseException:
                 with suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
@@ -188,6 +198,9 @@ class Session:
     def _mark(self) -> None:
         """Commit something, so that the next checkpoint has something to do."""
         with self._writing() as connection:
+            if self._embedded:  # its user_version is the application's
+                connection.execute("UPDATE perqueue_drain SET holds = holds")
+                return
             (marks,) = connection.execute("PRAGMA user_version").fetchone()
             connection.execute(f"PRAGMA user_version = {(marks + 1) % 2**31}")
 

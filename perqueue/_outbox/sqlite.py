@@ -9,9 +9,9 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from perqueue._activity import TRANSITIONS, Activity, State, checksum
-from perqueue._outbox.coalescing import CoalescedSession
 from perqueue._outbox.connection import BUSY_TIMEOUT, is_busy, outbox_error, retry_busy, storage_errors
 from perqueue._outbox.damage import corrupt, is_sound, one_row, settlement_checksum
+from perqueue._outbox.joining import JoinedSession
 from perqueue._outbox.protocol import Hold, Settled
 from perqueue._outbox.queries import (
     ACCEPT,
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 _FOREVER = 2**62
 
 
-class SQLiteOutbox(CoalescedSession):
-    """An :class:`~perqueue._outbox.protocol.Outbox` in a file of its own."""
+class SQLiteOutbox(JoinedSession):
+    """An :class:`~perqueue._outbox.protocol.Outbox` in a file of its own, or in an application's."""
 
     def __init__(
         self,
@@ -45,13 +45,14 @@ class SQLiteOutbox(CoalescedSession):
         origin: str | None,
         *,
         create: bool = True,
+        embedded: bool | None = None,
         power: bool = False,
         max_pending: int = _FOREVER,
     ) -> None:
         self._power = power
         self._max_pending = max_pending
         self._last_id = self._settled_count = 0
-        super().__init__(path, origin, create=create)
+        super().__init__(path, origin, create=create, embedded=embedded)
         try:
             self.position()  # a file that makes no sense is not recorded into
         except BaseException:
@@ -326,7 +327,11 @@ class SQLiteOutbox(CoalescedSession):
             try:
                 (version,) = one_row(self._usable(), "PRAGMA data_version")
             except (sqlite3.Error, UnicodeDecodeError) as error:
-                raise outbox_error(self._path, error) from error
+                if isinstance(error, sqlite3.Error) and is_busy(error):  # without a WAL, by any commit
+                    with self._reading() as connection:
+                        (version,) = retry_busy(lambda: one_row(connection, "PRAGMA data_version"))
+                else:
+                    raise outbox_error(self._path, error) from error
         # data_version tells changes on one connection only: another one may begin with the same number.
         return int(version) + (self._openings << 32)
 

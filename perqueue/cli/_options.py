@@ -78,6 +78,14 @@ def outbox_to_read(outbox: str) -> Path:
     return path
 
 
+def is_embedded(outbox: str) -> bool:
+    """Tell whether an outbox is in an application's own database."""
+    from perqueue._outbox.connection import is_embedded
+    from perqueue._settings import outbox_path
+
+    return is_embedded(outbox_path(outbox))
+
+
 def need_token(name: str, scope: str) -> None:
     """Say what to do if a token is missing; the library's own text speaks to programmers."""
     if not os.environ.get(name):

@@ -11,7 +11,7 @@ import click
 from perqueue.cli import _print
 from perqueue.cli._failure import Failure
 from perqueue.cli._flush import Stopped, watched_flush
-from perqueue.cli._options import examples, existing, need_token, outbox_option
+from perqueue.cli._options import examples, existing, is_embedded, need_token, outbox_option
 from perqueue.cli._signals import StopRequest, stop_requests
 from perqueue.exceptions import OutboxError
 
@@ -59,7 +59,7 @@ def drain(outbox: str, timeout: float | None, *, watch: bool) -> None:
     from perqueue._recorder import PerQueue
 
     with stop_requests() as stop:
-        queue = PerQueue(outbox, drain=True)
+        queue = PerQueue(outbox, drain=True, embedded=is_embedded(outbox))
         try:
             if watch:
                 _watch(queue, stop)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from perqueue.cli._failure import Failure, Misuse, failure, silence_stdout, why
-from perqueue.cli._options import examples, outbox_option
+from perqueue.cli._options import examples, is_embedded, outbox_option
 from perqueue.exceptions import PerQueueError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def record(billing_id: str, user_id: str | None, outbox: str, kind: str | None, 
 
     from perqueue._recorder import PerQueue
 
-    queue = PerQueue(outbox, activity_type_id=kind, drain=False)
+    queue = PerQueue(outbox, activity_type_id=kind, drain=False, embedded=is_embedded(outbox))
     try:
         if user_id is not None:
             _record_one(queue, billing_id, user_id)

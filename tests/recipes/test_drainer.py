@@ -200,9 +200,7 @@ def test_sidecar_that_cannot_begin_is_seen(env, pod, tmp_path):
         assert sidecar.wait(20) == 1
 
 
-def test_liveness_probe_restarts_only_what_a_restart_mends(  # noqa: PLR0917
-    per, env, outbox, make_queue, pod, until
-):
+def test_liveness_probe_restarts_only_what_a_restart_mends(per, env, outbox, make_queue, pod, until):
     """The probe fails if nobody delivers or the drainer is stuck; not in an outage, nor with a bad token."""
     probe = pod["initContainers"][0]["livenessProbe"]["exec"]["command"]
 

@@ -35,7 +35,7 @@ def kill_all(worker):
             os.kill(pid, signal.SIGKILL)
 
 
-def test_celery(per, env, outbox, make_queue, copied, tmp_path):  # noqa: PLR0917
+def test_celery(per, env, outbox, make_queue, copied, tmp_path):
     """Tasks count users once each, though the pool's processes are recycled, all killed, and started anew.
 
     Who only sends tasks has neither token nor outbox.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -112,6 +113,7 @@ def every_option() -> PerQueue:
 def a_hot_path(queue: PerQueue) -> None:
     queue.record("GROUP_A", "USER_1")
     queue.record(billing_id="GROUP_A", user_id="USER_1", activity_type_id="OTHER")
+    assert_type(queue.record("GROUP_A", "USER_1", connection=sqlite3.connect("app.db")), Receipt)
     receipt = queue.record("GROUP_A", "USER_2")
     assert_type(receipt, Receipt)
     assert_type(receipt.id, int)
@@ -143,6 +145,7 @@ async def asynchronously() -> None:
         )
         assert_type(first, str)
         assert_type(second, str)
+        assert_type(await queue.arecord("GROUP_A", "USER_1", connection=object()), Receipt)
         assert_type(await asyncio.wait_for(queue.record("GROUP_A", "USER_3"), 5), str)
         await queue.aflush()
         await queue.aflush(timeout=30)

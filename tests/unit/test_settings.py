@@ -559,9 +559,9 @@ def test_an_activity_type_is_checked_like_any_id(value):
     assert "activity_type_id" in refuse(activity_type_id=value)
 
 
-def test_options_of_later_versions_are_refused_not_ignored():
-    """An option that is not there yet is an error, never silently without effect."""
-    assert "embedded is not available in this version" in refuse(embedded=True)
+def test_embedded_is_true_or_false():
+    """Whose file the outbox is in is said plainly: nothing else is taken for True."""
+    assert "embedded must be True or False" in refuse(embedded="app.db")
 
 
 @pytest.mark.parametrize(

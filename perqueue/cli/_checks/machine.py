@@ -57,7 +57,7 @@ def sqlite(version: Version, threadsafety: int) -> Finding:
     if not threadsafety:
         return problem("sqlite", f"{text} is built without threads", "use a build that is safe with threads")
     if any(first <= version < mended for first, mended in _WAL_RESET_BUG):
-        text += " has the WAL-reset bug, which can damage a file; perqueue's own programs avoid it"
+        text += " has the WAL-reset bug, which can damage a file; perqueue avoids it in files of its own"
         return warning("sqlite", text, "let no other program write to the file, or use SQLite 3.51.3")
     return ok("sqlite", text)
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from perqueue import _place
+from perqueue._outbox.examine import is_embedded
 from perqueue._outbox.finding import ok, problem, size, warning
 from perqueue.exceptions import OutboxMismatch
 
@@ -25,23 +26,26 @@ _BESIDE = ("-wal", "-shm", "-setup.lock", "-drain.lock")
 
 def look(path: Path) -> Iterator[Finding]:
     """Look at the file from outside; raises :class:`OSError` if this user may not."""
-    yield _file(path)
-    yield from _beside(path)
+    embedded = is_embedded(path)
+    yield _file(path, embedded=embedded)
+    yield from _beside(path, embedded=embedded)
     yield from _folder(path)
     yield _file_system(path)
     yield from _room(path)
 
 
-def _file(path: Path) -> Finding:
+def _file(path: Path, *, embedded: bool) -> Finding:
     status = path.stat()
     mode = stat.S_IMODE(status.st_mode)
     text = f"mode {mode:04o}, owner {_name(status.st_uid)}, {size(status.st_size)}"
+    if embedded:
+        return ok("file", f"{text}: the application's, with an outbox in it")
     if mode & 0o077:
         return problem("file", f"{text}: others can open it", f"chmod 600 {path}")
     return ok("file", text)
 
 
-def _beside(path: Path) -> Iterator[Finding]:
+def _beside(path: Path, *, embedded: bool) -> Iterator[Finding]:
     """Look at the files that belong to it: a program of its owner's must be able to open them."""
     owner = path.stat().st_uid
     for suffix in _BESIDE:
@@ -53,7 +57,7 @@ def _beside(path: Path) -> Iterator[Finding]:
         if status.st_uid != owner:
             text = f"{beside.name} belongs to {_name(status.st_uid)}, and the outbox to {_name(owner)}"
             yield problem("beside", text, f"stop who made it, then chown {_name(owner)} {beside}")
-        if suffix == "-wal" and status.st_size and status.st_mode & 0o077:  # it has activities, too
+        if not embedded and suffix == "-wal" and status.st_size and status.st_mode & 0o077:
             text = f"{beside.name}: mode {stat.S_IMODE(status.st_mode):04o}: others can open it"
             yield problem("beside", text, f"chmod 600 {beside}")
 
