@@ -6,7 +6,6 @@ from contextlib import closing
 import pytest
 from click.testing import CliRunner
 
-from perqueue import PerQueue
 from perqueue.cli import main
 from tests.helpers import environment
 
@@ -29,20 +28,9 @@ def app(tmp_path, mode):
 
 
 @pytest.fixture
-def embed(app, options, per):
+def embed(app, make_queue):
     """Make queues in the application's database, all closed when the test ends."""
-    queues = []
-
-    def make(path=app, **given):
-        queue = PerQueue(path, embedded=True, **{**options, **given})
-        queues.append(queue)
-        return queue
-
-    yield make
-    per.clear_faults()
-    per.release()
-    for queue in reversed(queues):
-        queue.close()
+    return lambda path=app, **given: make_queue(path, embedded=True, **given)
 
 
 @pytest.fixture
