@@ -114,7 +114,12 @@ class AsyncPerClient:
             message = f"Per refused the activity token ({reason})"
             raise AuthenticationError(message, status=outcome.status, code=reason)
         message = f"no transaction ID: {reason}"
-        raise PerAPIError(message, status=outcome.status, code=reason if outcome.status else None)
+        raise PerAPIError(
+            message,
+            status=outcome.status,
+            code=reason if outcome.status else None,
+            retry_after=outcome.retry_after,
+        )
 
     async def get_report(
         self, start: datetime | str | None = None, end: datetime | str | None = None

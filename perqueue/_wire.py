@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 from urllib.parse import quote, urlsplit
 
 from perqueue._activity import Activity, Outcome, Verdict
-from perqueue._answers import BAD_TOKEN_REASON, interpret, parse_json, presentable, reasons_of
+from perqueue._answers import BAD_TOKEN_REASON, interpret, parse_json, presentable, reasons_of, retry_after
 from perqueue._clock import SYSTEM_CLOCK
 from perqueue._http import KEEP_ALIVE, Connections, StaleConnection
 from perqueue._loop import DaemonThread
@@ -362,11 +362,14 @@ class Wire:
         if status in (401, 403) or (ok is False and BAD_TOKEN_REASON in said):
             message = f"Per refused the reporting token (HTTP {status}, {code or 'no reason given'})"
             return AuthenticationError(message, status=status, code=code)
+        wait = retry_after(answer.headers, self._clock.wall()) if status in (429, 503) else None
         if ok is not True and ok is not False:
-            return PerAPIError(f"no report: HTTP {status}, not an answer of Per's", status=status)
+            return PerAPIError(
+                f"no report: HTTP {status}, not an answer of Per's", status=status, retry_after=wait
+            )
         if ok is False or not 200 <= status < 300:
             message = f"no report: HTTP {status}, {code or 'no reason given'}"
-            return PerAPIError(message, status=status, code=code)
+            return PerAPIError(message, status=status, code=code, retry_after=wait)
         with suppress(KeyError, TypeError, AttributeError, ValueError):
             return Report((content or {})["result"], self._settings.activity_type_id)
         return PerAPIError(f"no report: HTTP {status}, ok, but its result is not a report", status=status)

@@ -89,12 +89,21 @@ class ActivityRejected(PerQueueError):
 class PerAPIError(PerQueueError):
     """Per answered with an error, with something that is not Per's, or not at all."""
 
-    def __init__(self, message: str, *, status: int | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         """HTTP status of the answer; None when there was none."""
         self.code = code
         """Per's own reason (the answer's ``message`` or ``error``); None when it gave none."""
+        self.retry_after = retry_after
+        """Seconds that Per asks to wait (``Retry-After``, with HTTP 429 or 503); None: it does not ask."""
 
 
 class AuthenticationError(PerAPIError):

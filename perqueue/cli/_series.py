@@ -15,6 +15,8 @@ from perqueue.exceptions import AuthenticationError, PerAPIError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from tenacity import RetryCallState
+
     from perqueue._report import Report
 
     GetReport = Callable[[datetime | str | None, datetime | str | None], Report]
@@ -25,6 +27,9 @@ MOST_STEPS = 400
 _MILLISECOND = timedelta(milliseconds=1)
 _TRIES = 3
 _FAILED_IN_A_ROW = 3
+_BACKOFF = wait_exponential(multiplier=2, max=30) + wait_random(0, 2)
+_LONGEST_WAIT = 60.0
+"""Seconds that Per may ask to wait: who looks at a terminal does not wait longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,13 +120,22 @@ def _patiently(sleep: Callable[[float], None]) -> Retrying:
     return Retrying(
         retry=retry_if_exception(_may_pass),
         stop=stop_after_attempt(_TRIES),
-        wait=wait_exponential(multiplier=2, max=30) + wait_random(0, 2),
+        wait=_wait,
         sleep=sleep,
         reraise=True,
     )
 
 
+def _wait(state: RetryCallState) -> float:
+    """Return how long to wait: as long as Per asks for, and longer from time to time."""
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.retry_after if isinstance(error, PerAPIError) else None
+    return (asked or 0.0) + _BACKOFF(state)
+
+
 def _may_pass(error: BaseException) -> bool:
     if not isinstance(error, PerAPIError) or isinstance(error, AuthenticationError):
+        return False
+    if error.retry_after is not None and error.retry_after > _LONGEST_WAIT:
         return False
     return error.status is None or error.status in (408, 425, 429) or error.status >= 500

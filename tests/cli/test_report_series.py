@@ -90,6 +90,14 @@ def test_a_failure_that_may_pass_is_tried_again_after_a_growing_wait():
     assert 2 <= per.waits[0] <= 4 <= per.waits[1]
 
 
+def test_per_is_asked_no_sooner_than_it_says():
+    """What Per asks to wait is waited; if that is more than a minute, it is not asked again."""
+    per = Scripted(PerAPIError("busy", status=503, retry_after=20.0), 7)
+    assert per.run(1) == [7]
+    assert 22 <= per.waits[0] <= 24
+    assert Scripted(PerAPIError("full", status=429, retry_after=61.0), 7).run(1) == ["full"]
+
+
 def test_a_step_without_an_answer_is_not_zero():
     """A step that fails has its reason instead of a number, and the others are asked for all the same."""
     assert Scripted(1, PerAPIError("no", status=400), 3).run(3) == [1, "no", 3]

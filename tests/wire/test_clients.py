@@ -128,6 +128,16 @@ def test_what_is_no_answer_is_an_api_error(per, use, fault, method):
 
 
 @pytest.mark.parametrize("method", ["add_activity", "get_report"])
+def test_how_long_per_asks_to_wait_is_told(per, use, method):
+    """`Retry-After` of an answer is in the exception, for whoever asks again."""
+    per.set_fault(RateLimited(retry_after=7), endpoint="both")
+    args = ("GROUP_A", "USER_1") if method == "add_activity" else ()
+    with pytest.raises(PerAPIError) as caught:
+        use(method, *args)
+    assert (caught.value.status, caught.value.retry_after) == (429, 7.0)
+
+
+@pytest.mark.parametrize("method", ["add_activity", "get_report"])
 @pytest.mark.parametrize("fault", [Hang(), Drip(0.1), HugeBody(200_000_000)], ids=str)
 def test_a_request_ends_at_its_deadline(per, use, fault, method):
     """However the server delays, a call ends at `request_timeout` (invariant 11)."""
