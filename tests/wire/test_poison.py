@@ -2,15 +2,20 @@
 
 import logging
 import time
-from threading import Event
+from threading import Event, Thread
 
 import pytest
 
 from perqueue import ActivityRejected, DrainState, FlushTimeout, RetryPolicy
-from perqueue.sandbox import Refuse, Sandbox, Status
+from perqueue.sandbox import Latency, Refuse, Sandbox, Status
 
 QUICK = RetryPolicy(base=0.05, cap=0.2, activity_cap=0.2)
 HTML = "<html><body>Bad request</body></html>"
+
+
+def flush_and_be_refused(queue):
+    with pytest.raises(ActivityRejected):
+        queue.flush(timeout=10)
 
 
 def is_poison(activity):
@@ -255,6 +260,26 @@ def test_a_corrected_activity_type_ends_the_pause(make_queue):
         assert {activity.activity_type_id for activity in per.activities} == {"GOOD"}
         assert queue.stats().delivered == 5
         assert queue.stats().pending + queue.stats().rejected == 30
+
+
+def test_a_probe_from_before_says_nothing_to_a_flush(make_queue, until):
+    """A flush that begins while a probe is under way is owed one of its own, of what was corrected since."""
+    with Sandbox(activity_types=["GOOD"]) as per:
+        queue = make_queue(base_url=per.url, activity_type_id="TYPO")
+        for number in range(30):
+            queue.record("GROUP_A", f"USER_{number}")
+        with pytest.raises(ActivityRejected):
+            queue.flush(timeout=10)
+        until(lambda: queue.stats().in_flight == 0)
+        per.set_fault(Latency(0.5), times=1)
+        seen = per.requests
+        first = Thread(target=flush_and_be_refused, args=(queue,))
+        first.start()
+        until(lambda: per.requests > seen)
+        queue.record("GROUP_A", "LATER", activity_type_id="GOOD")
+        flush_and_be_refused(queue)
+        first.join()
+        per.wait_for(1, timeout=5)
 
 
 def test_a_pause_because_of_refusals_holds_over_a_restart(per, make_queue):
