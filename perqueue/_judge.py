@@ -100,7 +100,7 @@ class Judge:
         if self._pace.gate is Gate.REFUSED and reason == self._pace.reason:
             self._feed.put_back(activity)  # nothing has changed: it is not this activity's fault
             self._settler.put(activity, Event.DEFER, sent_at, reason=reason)  # an attempt all the same
-            if sent_at >= self.woken_at:  # else somebody has asked since, and is owed a probe of what is newest
+            if sent_at >= self.woken_at:  # else somebody has asked since, and is owed a probe of the newest
                 self._pace.refused(sent_at, Gate.REFUSED, reason)
             return
         self._got_through(sent_at)

@@ -194,7 +194,7 @@ def _row(
         verdict = "match"
     notes = [] if agree else list(_reasons(per, count, circumstances))
     if not possible:
-        notes.append(_riddle(per, count))
+        notes.append(_riddle(per, count, complete=circumstances.complete))
         if count.pending and not circumstances.is_over:
             notes.append("the period is not over: what is on its way may be counted already")
     elif not (agree or notes):
@@ -233,7 +233,9 @@ def _reasons(per: int, count: Count, circumstances: _Circumstances) -> Iterator[
         yield f"{count.at_the_edge} so near to a boundary that the clocks decide on which side"
 
 
-def _riddle(per: int, count: Count) -> str:
+def _riddle(per: int, count: Count, *, complete: bool) -> str:
+    if per > count.most and not complete:
+        return f"Per counts {per - count.most} more than the rest of the trail can account for"
     if per > count.most:
         return (
             f"Per counts {per - count.most} more than this outbox can have sent:"

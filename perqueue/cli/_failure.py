@@ -83,7 +83,9 @@ def _one_line() -> Iterator[None]:
         raise
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "perqueue"
-        raise Misuse(f"{error.format_message().rstrip('.')}. See '{path} --help'.") from error
+        message = error.format_message().rstrip(".")
+        stop = "" if message.endswith("?") else "."
+        raise Misuse(f"{message}{stop} See '{path} --help'.") from error
     except BrokenPipeError:  # as with `| head`: click ends quietly, with exit code 1
         raise
     except OSError as error:  # of a file, it has a name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, overload
@@ -13,6 +14,10 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+_LEGIBLE = 20
+"""Characters below which no column of a table is cut: a time has 19."""
+_RECOGNISABLE = 12
+"""The same for the last column, which has the longest texts."""
 
 NO_SUM = (
     "A user who was active in several steps counts in each of them, and once in the whole period:"
@@ -56,9 +61,14 @@ def iso(moment: datetime | None) -> str | None:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print columns, numbers aligned to the right."""
+    """Print columns, numbers aligned to the right; on a terminal, long texts are cut to keep to its width."""
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
+    if to_terminal():
+        _narrow(widths, shutil.get_terminal_size().columns - 2 * (len(widths) - 1))
+        headings, *cells = [
+            [_cut(text, width) for text, width in zip(row, widths, strict=True)] for row in (headings, *cells)
+        ]
     right = [bool(rows) and isinstance(value, int) for value in (rows[0] if rows else headings)]
 
     def line(parts: Sequence[str]) -> str:
@@ -72,6 +82,18 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     click.echo("  ".join("─" * width for width in widths))
     for row in cells:
         click.echo(line(row))
+
+
+def _narrow(widths: list[int], room: int) -> None:
+    """Take from the last column, then from the widest ones, what is too much for a terminal."""
+    too_much = max(0, sum(widths) - room)
+    widths[-1] -= min(too_much, max(0, widths[-1] - _RECOGNISABLE))
+    while sum(widths) > room and max(widths) > _LEGIBLE:
+        widths[widths.index(max(widths))] -= 1
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def _cell(value: object) -> str:

@@ -23,11 +23,12 @@ T = TypeVar("T")
 
 
 @click.command(
+    short_help="Look for anything wrong, and say what to do.",
     epilog=examples(
         "perqueue doctor --outbox activities.db",
         "perqueue doctor --offline --json",
         "perqueue doctor --salvage rescued.db",
-    )
+    ),
 )
 @outbox_option
 @json_option

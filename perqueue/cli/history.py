@@ -138,6 +138,8 @@ _COLUMNS: dict[str, Callable[[ActivityRecord], Any]] = {
 def _as_table(records: list[ActivityRecord], hidden: list[str]) -> None:
     if len({record.activity_type_id for record in records}) == 1:
         hidden.append("activity_type_id")
+    if _print.to_terminal() and all(record.attempts == 1 for record in records):
+        hidden.append("attempts")  # it would not fit
     columns = {name: cell for name, cell in _COLUMNS.items() if name not in hidden}
     rows = [[cell(record) for cell in columns.values()] for record in records]
     if rows:

@@ -144,5 +144,5 @@ def _show(found: Reconciliation) -> None:
     for row in notes:
         click.echo(_print.printable(f"{row['billing_id']}: {row['note']}."))
     if not found.complete:
-        lost = f"are damaged ({found.damaged:,})" if found.damaged else "were deleted in their time"
+        lost = f"are damaged ({found.damaged:,})" if found.damaged else "are no longer in this outbox"
         click.echo(f"The trail is incomplete: of this period, some activities {lost}.", err=True)

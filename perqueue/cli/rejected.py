@@ -46,15 +46,29 @@ def rejected() -> None:
 @outbox_option
 @json_option
 def list_rejected(outbox: str, *, as_json: bool) -> None:
-    """Show the activities that Per refused, in the order of its refusals, with its reasons."""
+    """Show the activities that Per refused, in the order of its refusals, with its reasons.
+
+    All columns are in --json.
+    """
     with closing(open_as_operator(outbox)) as opened:
         rows = _rows(opened)
     if as_json:
         _print.as_json(rows)
     elif rows:
-        _print.table(_COLUMNS, [list(row.values()) for row in rows])
+        _as_table(rows)
     else:
         click.echo("Nothing is rejected.", err=True)
+
+
+def _as_table(rows: list[dict[str, Any]]) -> None:
+    names = ["id", "recorded_at", "billing_id", "user_id", "activity_type_id", "reason"]
+    kinds = {row["activity_type_id"] for row in rows}
+    if len(kinds) == 1:
+        click.echo(f"activity type {_print.printable(kinds.pop())}", err=True)
+        names.remove("activity_type_id")
+    shown = [row | {"recorded_at": row["recorded_at"][:19].replace("T", " ")} for row in rows]
+    headings = ["recorded_at (UTC)" if name == "recorded_at" else name for name in names]
+    _print.table(headings, [[row[name] for name in names] for row in shown])
 
 
 def _rows(opened: OperatorOutbox) -> list[dict[str, Any]]:

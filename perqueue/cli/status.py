@@ -22,12 +22,13 @@ _MAX_AGE = 300.0
 
 
 @click.command(
+    short_help="Show what is pending, who delivers it, and why not.",
     epilog=examples(
         "perqueue status --outbox activities.db",
         "perqueue status --json | jq .pending",
         "perqueue status --watch",
         "perqueue status --check --max-age 15m",
-    )
+    ),
 )
 @outbox_option
 @json_option

@@ -113,7 +113,7 @@ def _shoot(page, name):
 
 SHOWS = {
     "now": r"4 \| .* \| 33 \| 3 \| 0 \| 0 \| .*Per or the network is away",
-    "per_billing_id": r"GROUP_A \| LOGIN \| 11 \| 11 \| 11 \| 0 \| 0 \|",
+    "per_billing_id": r"GROUP_C \| sandbox-activity-type \| 0 \| 3 \| 0 \| 0 \| 3 \|",
     "user": r"\d+ \| .* \| LOGIN \| accepted \|",
     "activity": r"accepted by Per \| 4321 \| transaction T1",
     "late": rf"{LATEST_MONTH - timedelta(1):%Y-%m} \| {LATEST_MONTH:%Y-%m} \| GROUP_A \| LOGIN \| 1 \| 1 \|",

@@ -98,3 +98,17 @@ def test_a_long_table_says_that_it_is_cut(perqueue, make_queue):
     assert len(table.stdout.splitlines()) == 1002
     assert "first 1,000" in table.stderr
     assert [row["id"] for row in json.loads(perqueue("history", "--json").stdout)] == list(range(1, 1002))
+
+
+def test_the_table_fits_a_terminal(perqueue, make_queue, monkeypatch):
+    """`history` keeps to a terminal of 80 columns, times whole; in a pipe it cuts nothing."""
+    with make_queue() as queue:
+        receipt = queue.record("GROUP_A", "USER_1")
+    monkeypatch.setattr("perqueue.cli._print.to_terminal", lambda: True)
+    shown = perqueue("history", COLUMNS="80").stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    [record] = make_queue(drain=False).history()
+    assert f"{record.recorded_at:%Y-%m-%d %H:%M:%S}" in shown
+    monkeypatch.undo()
+    assert record.transaction_id in perqueue("history").stdout
+    assert receipt.id == record.id

@@ -39,6 +39,13 @@ def test_help_lists_the_commands_in_the_order_of_their_use(perqueue):
     ]  # fmt: skip
 
 
+def test_what_a_command_is_for_is_not_cut_short(perqueue):
+    """--help says what each command does in a whole sentence."""
+    commands = perqueue("--help").output.partition("Commands:")[2].partition("Other variables:")[0]
+    assert commands.count("\n") > 10
+    assert "..." not in commands
+
+
 def test_no_token_can_be_an_argument():
     """No command takes a token as an option or an argument: process lists would show it."""
     parameters = [parameter for _, command in _commands() for parameter in command.params]
@@ -111,6 +118,7 @@ def test_a_command_loads_only_what_it_needs(make_queue, env, arguments, spared):
         (["report", "--last", "7d", "--start", "2018-12-01"], {}, "--last"),
         (["report", "--last", "7"], {}, "24h, 7d or 4w"),
         (["report", "--start", "yesterday"], {}, "ISO 8601"),
+        (["statsu"], {}, "Did you mean 'status'? See '"),
         (["rejected", "requeue"], {}, "--all"),
         (["rejected", "requeue", "1", "--all"], {}, "--all"),
         (["rejected", "requeue", "0"], {}, "0 is not in the range"),

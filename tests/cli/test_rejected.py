@@ -48,6 +48,19 @@ def test_an_empty_list(perqueue, listed, make_queue):
 
 
 @pytest.mark.usefixtures("refused")
+def test_the_list_fits_a_terminal(perqueue, per, monkeypatch):
+    """`rejected list` keeps to the width of a terminal, however long an ID is; in a pipe it cuts nothing."""
+    per.set_fault(Refuse("unknown_type"))
+    perqueue("record", "GROUP_A", "U" * 400)
+    perqueue("drain")
+    assert "U" * 400 in perqueue("rejected", "list").stdout
+    monkeypatch.setattr("perqueue.cli._print.to_terminal", lambda: True)
+    shown = perqueue("rejected", "list", COLUMNS="80").stdout
+    assert all(text in shown for text in ("USER_1", "UUU…", "unknown_type"))
+    assert max(map(len, shown.splitlines())) == 80
+
+
+@pytest.mark.usefixtures("refused")
 def test_requeue_with_a_corrected_type(perqueue, per, listed):
     """`rejected requeue` makes the named ones pending again, with another activity type if one is given."""
     result = perqueue("rejected", "requeue", "1", "3", "--activity-type", "RIGHT")
