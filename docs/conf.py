@@ -18,6 +18,7 @@ html_copy_source = False
 html_show_sphinx = False
 exclude_patterns = ["plots"]
 
+default_role = "code"  # single backticks, too
 smartquotes = False  # two hyphens are an option
 myst_heading_anchors = 4
 autodoc_member_order = "bysource"
@@ -30,7 +31,7 @@ autodoc_default_options = {
 
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:.*", r"(collections|datetime|httpx|os|ssl|types)\..*|datetime|timedelta"),  # other people's
+    ("py:.*", r"(collections|datetime|httpx|os|ssl|types)\..*|AbstractContextManager|datetime|timedelta"),
     ("py:class", r"(ClientOptions|MeterProvider|ReceiptOffice|StateName|Token|perqueue\._flush\.Default)"),
     ("py:class", r"(Fault|ReceivedActivity|RequestSeen|When)"),
 ]

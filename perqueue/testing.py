@@ -3,16 +3,16 @@
 With pytest the fixtures `per_sandbox`, `per_queue` and `per_environment` are there without an import; outside
 of it `sandbox_queue()` and `sandbox_environment()` do the same. Needs `useper-perqueue[sandbox]`.
 
-```python
-from perqueue.testing import assert_recorded, sandbox_queue
+::
 
-with sandbox_queue() as (queue, per):
-    with per.outage():
-        queue.record("GROUP_A", "USER_1")
-    assert_recorded(queue, user_id="USER_1", times=1)
-    queue.flush()
-    assert per.unique("GROUP_A") == 1
-```
+    from perqueue.testing import assert_recorded, sandbox_queue
+
+    with sandbox_queue() as (queue, per):
+        with per.outage():
+            queue.record("GROUP_A", "USER_1")
+        assert_recorded(queue, user_id="USER_1", times=1)
+        queue.flush()
+        assert per.unique("GROUP_A") == 1
 """
 
 from __future__ import annotations
@@ -226,15 +226,13 @@ def assert_recorded(
 
     It looks once and waits for nothing: what `record()` returned for is there.
 
-    Args:
-        outbox: A queue, or the path of an outbox; `None`: the one that `PERQUEUE_OUTBOX` names.
-        billing_id: Only activities with this one count; `None`: any. Likewise the other two.
-        user_id: The user's.
-        activity_type_id: The activity type's.
-        times: Exactly so many, 0 for none; `None`: at least one. With `coalesce` a repeat is not stored.
+    :param outbox: a queue, or the path of an outbox; None: the one that `PERQUEUE_OUTBOX` names.
+    :param billing_id: only activities with this one count; None: any. Likewise the other two.
+    :param user_id: the user's.
+    :param activity_type_id: the activity type's.
+    :param times: exactly so many, 0 for none; None: at least one. With `coalesce` a repeat is not stored.
 
-    Raises:
-        AssertionError: The text shows what was recorded instead.
+    Raises `AssertionError`, whose text shows what was recorded instead.
     """
     __tracebackhide__ = True
     wanted = _given(billing_id, user_id, activity_type_id)
