@@ -27,8 +27,8 @@ RECORD_IN_FOUR_THREADS = """
     if how == "synchronous=OFF":
         connect = disk.connect
 
-        def careless(path):
-            connection = connect(path)
+        def careless(path, **given):
+            connection = connect(path, **given)
             connection.execute("PRAGMA synchronous = OFF")
             return connection
 
