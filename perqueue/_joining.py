@@ -50,6 +50,8 @@ class _Joint(Protocol):
     """A connection, seen as what it takes to join its transaction."""
 
     dialect: str
+    driven: Any
+    """The connection of the driver itself."""
 
     def run(self, statement: str, values: tuple[object, ...]) -> list[Any]:
         """Run a statement in the open transaction, beginning one as the library does, and return all rows."""
@@ -60,6 +62,7 @@ class _Joint(Protocol):
 
 class _AsyncJoint(Protocol):
     dialect: str
+    driven: Any
 
     async def run(self, statement: str, values: tuple[object, ...]) -> list[Any]: ...
 
@@ -73,11 +76,16 @@ def join(connection: Any, entry: Entry) -> int:
     with _errors(entry):
         joint = _joint(connection)
         _check_dialect(joint.dialect, entry)
-        steps = entry.outbox.joining(entry.key, entry.window, entry.recorded_at)
+        steps = _together(joint, entry)
         try:
             request = next(steps)
             while True:
-                request = steps.send(joint.run(*request))
+                try:
+                    rows = joint.run(*request)
+                except BaseException as error:  # noqa: BLE001 - the steps raise it, having tidied up
+                    request = steps.throw(error)
+                else:
+                    request = steps.send(rows)
         except StopIteration as end:
             activity_id: int = end.value
         with suppress(Exception):  # it is recorded: who cannot be told of the commit notices it
@@ -93,14 +101,55 @@ async def ajoin(connection: Any, entry: Entry) -> int:
             return joined
         joint = _async_joint(connection)
         _check_dialect(joint.dialect, entry)
-        steps = entry.outbox.joining(entry.key, entry.window, entry.recorded_at)
+        steps = _together(joint, entry)
         try:
             request = next(steps)
             while True:
-                request = steps.send(await joint.run(*request))
+                try:
+                    rows = await joint.run(*request)
+                except BaseException as error:  # noqa: BLE001 - the steps raise it, having tidied up
+                    request = steps.throw(error)
+                else:
+                    request = steps.send(rows)
         except StopIteration as end:
             activity_id: int = end.value
     return activity_id
+
+
+def _together(joint: _Joint | _AsyncJoint, entry: Entry) -> Steps:
+    """Have the steps committed together, also where each would be by itself.
+
+    Else the activity could be there without the window that it stands for, or with an error that denies it.
+    """
+    steps = entry.outbox.joining(entry.key, entry.window, entry.recorded_at)
+    rows = yield next(steps)  # which only asks, but begins what the library begins before any statement
+    alone = entry.window is not None and _commits_each(joint.driven)
+    begun = False
+    try:
+        if alone:
+            yield "BEGIN IMMEDIATE", ()
+            begun = True
+        try:
+            while True:
+                rows = yield steps.send(rows)
+        except StopIteration as end:
+            activity_id: int = end.value
+        if alone:
+            yield "COMMIT", ()
+    except BaseException as error:
+        # A BEGIN that failed may have met another's transaction; one that was cancelled may yet succeed.
+        if begun or (alone and not isinstance(error, Exception)):
+            with suppress(Exception):
+                yield "ROLLBACK", ()
+        raise
+    return activity_id
+
+
+def _commits_each(driven: Any) -> bool:
+    """Tell whether a statement on a connection of sqlite3's or aiosqlite's would now commit itself."""
+    if getattr(driven, "in_transaction", True):  # psycopg's has none: its backend's steps are one statement
+        return False
+    return driven.isolation_level is None or getattr(driven, "autocommit", None) is True
 
 
 def _check_dialect(dialect: str, entry: Entry) -> None:
@@ -237,7 +286,7 @@ class _SQLite:
     dialect = "sqlite"
 
     def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
+        self._connection = self.driven = connection
 
     def run(self, statement: str, values: tuple[object, ...]) -> list[Any]:
         cursor = self._connection.cursor()
@@ -252,7 +301,8 @@ class _SQLAlchemy:
     def __init__(self, connection: Any) -> None:
         self._connection = connection
         self.dialect: str = connection.dialect.name
-        _check_library(self.dialect, connection.connection.driver_connection)
+        self.driven = connection.connection.driver_connection
+        _check_library(self.dialect, self.driven)
 
     def run(self, statement: str, values: tuple[object, ...]) -> list[Any]:
         # Its own method: it must know that a transaction has begun, else it would not commit it.
@@ -282,7 +332,8 @@ class _Django:
         self._connection = connection
         self.dialect: str = connection.vendor
         connection.ensure_connection()
-        _check_library(self.dialect, connection.connection)
+        self.driven = connection.connection
+        _check_library(self.dialect, self.driven)
 
     def run(self, statement: str, values: tuple[object, ...]) -> list[Any]:
         with self._connection.cursor() as cursor:
@@ -297,7 +348,7 @@ class _Psycopg:
     dialect = "postgresql"
 
     def __init__(self, connection: Any) -> None:
-        self._connection = connection
+        self._connection = self.driven = connection
 
     def run(self, statement: str, values: tuple[object, ...]) -> list[Any]:
         (tuple_row,) = _loaded("psycopg.rows", "tuple_row")  # whatever the caller's rows are
@@ -313,7 +364,7 @@ class _Aiosqlite:
     dialect = "sqlite"
 
     def __init__(self, connection: Any) -> None:
-        self._connection = connection
+        self._connection = self.driven = connection
 
     async def run(self, statement: str, values: tuple[object, ...]) -> list[Any]:
         async with self._connection.cursor() as cursor:
@@ -326,7 +377,7 @@ class _AsyncPsycopg:
     dialect = "postgresql"
 
     def __init__(self, connection: Any) -> None:
-        self._connection = connection
+        self._connection = self.driven = connection
 
     async def run(self, statement: str, values: tuple[object, ...]) -> list[Any]:
         (tuple_row,) = _loaded("psycopg.rows", "tuple_row")  # whatever the caller's rows are

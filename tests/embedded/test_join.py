@@ -196,6 +196,25 @@ def test_a_window_of_a_savepoint_swallows_nothing(embed, connect, buy, billed):
     assert billed() == {"REGULAR"}
 
 
+@pytest.mark.parametrize("manner", AUTOCOMMIT, ids=str)
+def test_without_a_transaction_an_activity_and_its_window_are_one(embed, connect, manner):
+    """In autocommit mode, too: an error means that nothing is there, and so is recorded but once."""
+    queue = embed(coalesce=timedelta(days=1), drain=False)
+    connection = connect(**manner)
+    connection.execute(
+        "CREATE TRIGGER failure BEFORE INSERT ON perqueue_coalesced"
+        " BEGIN SELECT RAISE(ABORT, 'no window'); END"
+    )
+    with pytest.raises(OutboxError, match=r"^not recorded.*no window"):
+        queue.record("SHOP", "REGULAR", connection=connection)
+    assert not connection.in_transaction
+    assert queue.stats().pending == 0
+    connection.execute("DROP TRIGGER failure")
+    first = queue.record("SHOP", "REGULAR", connection=connection)
+    assert queue.record("SHOP", "REGULAR", connection=connection).id == first.id
+    assert queue.stats().pending == 1
+
+
 def test_one_that_per_refused_stands_for_no_other(embed, connect, buy, per, billed):
     """After a refusal the next one in the window is recorded, joined or not."""
     queue = embed(coalesce=timedelta(days=1))

@@ -4,7 +4,8 @@ import asyncio
 import sqlite3
 import time
 import traceback
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from datetime import timedelta
 
 import aiosqlite
 import pytest
@@ -227,6 +228,29 @@ def test_aiosqlite_by_itself(queue, app, customers, billed):
 
     asyncio.run(sell())
     assert billed() == customers() == {"DONE"}
+
+
+def test_a_cancelled_arecord_leaves_no_transaction_open(embed, app):
+    """Cancelled between an activity and its window, in autocommit mode: neither is there."""
+    queue = embed(coalesce=timedelta(days=1), drain=False)
+
+    async def sell():
+        async with aiosqlite.connect(app, isolation_level=None) as connection:
+            for moment in range(60):  # more than a call has steps of the event loop
+                task = asyncio.ensure_future(queue.arecord("SHOP", f"{moment}", connection=connection))
+                for _ in range(moment):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.wait([task])
+                assert not connection.in_transaction
+
+    asyncio.run(sell())
+    with closing(sqlite3.connect(app)) as connection:
+        alone = (
+            "SELECT count(*) FROM perqueue_activity WHERE id NOT IN"
+            " (SELECT activity_id FROM perqueue_coalesced)"
+        )
+        assert connection.execute(alone).fetchone() == (0,)
 
 
 def test_the_wrong_method_is_named_with_the_right_one(queue, app, engine, connect):
