@@ -306,7 +306,9 @@ class _SQLAlchemy:
 
     def run(self, statement: str, values: tuple[object, ...]) -> list[Any]:
         # Its own method: it must know that a transaction has begun, else it would not commit it.
-        statement = _in_style(statement, self._connection.dialect.paramstyle)
+        # Python's sqlite3 takes question marks whatever style SQLAlchemy was told to use with it.
+        style = "qmark" if self.dialect == "sqlite" else self._connection.dialect.paramstyle
+        statement = _in_style(statement, style)
         result = self._connection.exec_driver_sql(statement, values or None)
         return list(result.fetchall()) if result.returns_rows else []
 

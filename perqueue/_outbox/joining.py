@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     """Yields a statement with ``?`` for its values, is sent the rows that it gives, returns an ID."""
 
 # Whoever reads first may find, when it comes to writing, that somebody else has written meanwhile: SQLite
-# refuses that at once, whatever the timeout. So the first statement writes, and asks on its way.
+# refuses that at once, whatever the timeout. So the first statement writes, and asks on its way. A sum has
+# no declared type, for which the application may have a converter (sqlite3's PARSE_DECLTYPES).
 _JOIN = (
     "INSERT INTO main.perqueue_activity (billing_id, user_id, activity_type_id, recorded_at, checksum)"
     " SELECT ?, ?, ?, ?, ? FROM main.perqueue_drain"
     " WHERE (SELECT coalesce(max(id), 0) FROM main.perqueue_activity)"
-    " - accepted - rejected - discarded - damaged - missing < ?{unless} RETURNING id"
+    " - accepted - rejected - discarded - damaged - missing < ?{unless} RETURNING id + 0"
 )
 _WHERE_STANDING = (
     " FROM main.perqueue_coalesced c"
@@ -39,7 +40,7 @@ _WHERE_STANDING = (
 )
 _JOIN_ALWAYS = _JOIN.format(unless="")
 _JOIN_ONCE = _JOIN.format(unless=f" AND NOT EXISTS (SELECT 1{_WHERE_STANDING})")
-_STANDING = f"SELECT c.activity_id{_WHERE_STANDING}"
+_STANDING = f"SELECT c.activity_id + 0{_WHERE_STANDING}"
 _STAND = "INSERT OR REPLACE INTO main.perqueue_coalesced VALUES (?, ?, ?, ?, ?, ?)"
 
 

@@ -100,6 +100,17 @@ def test_recording_leaves_the_transaction_to_its_owner(queue, connect, buy):
 # -- a number that is given again
 
 
+@pytest.mark.parametrize("coalesce", [None, timedelta(days=1)], ids=["each", "once"])
+def test_converters_of_the_application_make_nothing_of_an_id(embed, connect, monkeypatch, coalesce):
+    """One that makes something else of each INTEGER is not asked about perqueue's numbers."""
+    monkeypatch.setitem(sqlite3.converters, "INTEGER", bytes.hex)
+    queue = embed(coalesce=coalesce, drain=False)
+    connection = connect(detect_types=sqlite3.PARSE_DECLTYPES)
+    given = [queue.record("SHOP", "CUSTOMER", connection=connection).id for _ in range(2)]
+    connection.commit()
+    assert given == [1, 2 if coalesce is None else 1]
+
+
 def test_a_receipt_never_speaks_of_another_activity(queue, connect, buy, until):
     """The number of one that was rolled back is given again; its receipt says so rather than lie."""
     connection = connect()

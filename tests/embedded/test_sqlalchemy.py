@@ -99,6 +99,18 @@ def test_autocommit_commits_at_once(queue, engine, billed):
     assert billed() == {"CUSTOMER"}
 
 
+@pytest.mark.parametrize("style", ["qmark", "named", "numeric"])
+def test_an_engine_may_mark_values_in_its_own_way(embed, app, style):
+    """SQLAlchemy's `paramstyle` is about SQLAlchemy's statements."""
+    queue = embed(coalesce=timedelta(days=1), drain=False)
+    engine = create_engine(f"sqlite:///{app}", paramstyle=style)
+    with engine.begin() as connection:
+        connection.execute(ORDER, {"customer": "CUSTOMER"})
+        queue.record("SHOP", "CUSTOMER", connection=connection)
+    engine.dispose()
+    assert queue.stats().pending == 1
+
+
 def test_a_session_wakes_the_drain_when_it_has_committed(embed, engine):
     """Whoever delivers in this process hears of the commit at once, and is heard of no more after close()."""
     queue = embed(drain=False)
