@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from perqueue._activity import checked_id
+from perqueue._address import DatabaseURL, is_database_url
 from perqueue._place import real_path
 from perqueue.exceptions import ConfigurationError, InvalidActivity, OutboxError
 
@@ -77,7 +78,7 @@ class ClientSettings:
 class Settings(ClientSettings):
     """Every option of a :class:`perqueue.PerQueue`, as it is in force."""
 
-    outbox: Path
+    outbox: Path | DatabaseURL
     drain: bool = True
     max_in_flight: int = 32
     durability: Literal["process", "power"] = "process"
@@ -110,7 +111,7 @@ def resolve_settings(environ: Mapping[str, str] = os.environ, **options: Any) ->
         message = "embedded is not available in this version"
         raise ConfigurationError(message)
     resolved = _client_options(environ, options)
-    resolved["outbox"] = outbox_path(options["outbox"] or environ.get("PERQUEUE_OUTBOX"))
+    resolved["outbox"] = outbox_place(options["outbox"] or environ.get("PERQUEUE_OUTBOX"))
     drain = options["drain"]
     if drain is None:
         drain = _flag(environ.get("PERQUEUE_DRAIN", "true"))
@@ -266,6 +267,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def outbox_place(outbox: object) -> Path | DatabaseURL:
+    """Return where the option ``outbox`` says; raise :class:`ConfigurationError`."""
+    return DatabaseURL(str(outbox)) if is_database_url(outbox) else outbox_path(outbox)
+
+
 def outbox_path(outbox: object) -> Path:
     """Return the absolute path that the option ``outbox`` names; raise :class:`ConfigurationError`."""
     if outbox is None or outbox == "":
@@ -279,7 +285,7 @@ def outbox_path(outbox: object) -> Path:
         message = "outbox must be the path of a file on disk"
         raise ConfigurationError(message)
     if "://" in text:
-        message = "outbox must be a file path: databases on a server are not available in this version"
+        message = "outbox must be the path of a file on disk, or a postgresql:// URL"
         raise ConfigurationError(message)
     try:
         # The real path: SQLite names -wal and -shm by it, and so must the drain's lock be.

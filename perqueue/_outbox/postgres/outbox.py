@@ -1,0 +1,143 @@
+"""The outbox in a PostgreSQL database."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, LiteralString
+
+from perqueue._outbox.postgres.settling import SettledSession
+from perqueue.exceptions import OutboxFull
+
+if TYPE_CHECKING:
+    from perqueue._address import DatabaseURL
+    from perqueue._outbox.protocol import Key
+
+_FOREVER = 2**62
+_ROOM_INTERVAL = 5.0
+"""Seconds between two looks at how much is pending, while there is room for what this process records."""
+_NOTIFY_INTERVAL = 0.05
+"""Seconds between two notifications of one process: each takes a lock that all that notify share."""
+_PRUNED_AT_A_TIME = 500
+
+APPEND: LiteralString = (
+    "INSERT INTO perqueue_pending (billing_id, user_id, activity_type_id, recorded_at)"
+    " VALUES (%s, %s, %s, %s) RETURNING id"
+)
+"""Records one activity on any connection, within whatever transaction that is in."""
+_WAKE: LiteralString = (
+    ", CASE WHEN EXISTS (SELECT FROM perqueue_drainer WHERE asleep AND alive_until > clock_timestamp())"
+    " THEN pg_notify(%s, '') END"
+)
+_ONCE: LiteralString = "SELECT perqueue_record_once(%s, %s, %s, %s, %s, %s)"
+_STANDING = (
+    "SELECT c.activity_id FROM perqueue_coalesced c"
+    " WHERE (window_end, window_start, billing_id, user_id, activity_type_id) = (%s, %s, %s, %s, %s)"
+    " AND NOT EXISTS (SELECT FROM perqueue_settled s WHERE s.id = c.activity_id AND s.state <> 1)"
+)
+_EXPIRE = (
+    "DELETE FROM perqueue_coalesced WHERE ctid = ANY(ARRAY("
+    "SELECT ctid FROM perqueue_coalesced WHERE window_end < %s LIMIT %s))"
+)
+# One drainer of all at a time: the lock ends with the statement. What is not settled long ago is looked for
+# where it lies together (BRIN); what is too much goes by its number.
+_PRUNE = """
+WITH mine AS (
+    SELECT accepted + discarded - pruned + (SELECT coalesce(sum(accepted), 0) FROM perqueue_drainer) AS kept
+    FROM perqueue_outbox WHERE pg_try_advisory_xact_lock(hashtext(outbox_id), 1)
+), old AS (
+    SELECT id FROM perqueue_settled, mine WHERE settled_at < %(before)s AND state IN (1, 3) LIMIT %(limit)s
+), surplus AS (
+    SELECT id FROM perqueue_settled WHERE state IN (1, 3) ORDER BY id
+    LIMIT (SELECT least(%(limit)s, greatest(0, kept - %(keep)s)) FROM mine)
+), gone AS (
+    DELETE FROM perqueue_settled WHERE id IN (SELECT id FROM old UNION SELECT id FROM surplus)
+    RETURNING id, settled_at
+), attempts AS (
+    DELETE FROM perqueue_attempt WHERE activity_id IN (SELECT id FROM gone)
+), counted AS (
+    UPDATE perqueue_outbox SET pruned = pruned + (SELECT count(*) FROM gone),
+        trail_lost_through = greatest(trail_lost_through, (SELECT max(settled_at) FROM gone))
+    WHERE EXISTS (SELECT FROM gone)
+)
+SELECT count(*) FROM gone
+"""
+
+
+class PostgresOutbox(SettledSession):
+    """An :class:`~perqueue._outbox.protocol.Outbox` that many processes on many hosts share."""
+
+    def __init__(
+        self,
+        url: DatabaseURL,
+        origin: str | None,
+        *,
+        create: bool = True,
+        power: bool = False,  # noqa: ARG002 - a commit is as durable as the server's synchronous_commit says
+        max_pending: int = _FOREVER,
+    ) -> None:
+        self._max_pending = max_pending
+        self._room = 0
+        self._room_until = self._notified_at = float("-inf")
+        super().__init__(url, origin, create=create)
+
+    def append(self, billing_id: str, user_id: str, activity_type_id: str, recorded_at: int) -> int:
+        """Commit one activity and return its ID."""
+        return self._record(APPEND, (billing_id, user_id, activity_type_id, recorded_at))
+
+    def _record(self, query: LiteralString, values: tuple[object, ...]) -> int:
+        now = time.monotonic()
+        self._room -= 1
+        if self._room < 0 or now >= self._room_until:
+            self._check_room(now)
+        # A drain of this process hears of it without the database.
+        if self._owner is None and now >= self._notified_at + _NOTIFY_INTERVAL:
+            self._notified_at = now
+            query, values = query + _WAKE, (*values, self._channel)
+        return int(self._rows(query, values, prepare=True)[0][0])
+
+    def _check_room(self, now: float) -> None:
+        if self._max_pending >= _FOREVER:
+            self._room, self._room_until = _FOREVER, float("inf")
+            return
+        pending = self.position().pending
+        self._room, self._room_until = self._max_pending - pending - 1, now + _ROOM_INTERVAL
+        if self._room < 0:
+            message = (
+                f"the outbox holds {pending} undelivered activities, and max_pending is"
+                f" {self._max_pending}: nothing was stored; `perqueue status` says why they wait"
+            )
+            raise OutboxFull(message)
+
+    def append_once(self, key: Key, window: tuple[int, int], recorded_at: int) -> int:
+        """Commit one activity, unless an equal one stands for it in a window; return the ID of which does."""
+        standing = self._rows(_STANDING, (window[1], window[0], *key), prepare=True)
+        if standing:
+            return int(standing[0][0])
+        return self._record(_ONCE, (*key, recorded_at, *window))
+
+    # -- keeping house, in the drain
+
+    def expire(self, before: int, limit: int) -> bool:
+        """Forget windows that ended before a time, up to ``limit`` keys; tell whether there may be more."""
+        with self._transaction() as connection:
+            return connection.execute(_EXPIRE, (before, limit)).rowcount == limit
+
+    def prune(self, before: int, keep: int, limit: int) -> bool:
+        """Delete activities settled before a time or beyond ``keep``; tell whether there may be more."""
+        limit = max(limit, _PRUNED_AT_A_TIME)
+        rows = self._rows(_PRUNE, {"before": before, "keep": keep, "limit": limit})
+        return bool(rows and rows[0][0] >= limit)
+
+    # -- the drainer's term, in place of a lock
+
+    def drain_lock(self) -> PostgresOutbox:
+        """Return what a process must hold to drain: its own registration."""
+        return self
+
+    def acquire(self) -> None:
+        """Begin a term: any number of drainers may have one."""
+        self.begin_term()
+
+    def release(self, force: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002 - as locks have it
+        """End the term."""
+        self.end_term()

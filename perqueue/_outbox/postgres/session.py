@@ -1,0 +1,130 @@
+"""The database as one process uses it: a few connections for its threads, and one for its drain."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from perqueue import _fork, _threads
+from perqueue._outbox.postgres.connection import Connections, database_errors, is_unprepared
+from perqueue._outbox.postgres.schema import set_up
+from perqueue.exceptions import OutboxError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from psycopg.abc import Params, Query
+
+    from perqueue._address import DatabaseURL
+    from perqueue._outbox.postgres.connection import Connection
+
+_OPENING_PATIENCE = 5.0
+"""Seconds to wait for the first connection: a program that starts can wait longer than one that records."""
+_thread_id = _threads.original("_thread", "get_ident")
+
+
+class Session:
+    """An outbox in a database, which need not answer all the time."""
+
+    def __init__(self, url: DatabaseURL, origin: str | None, *, create: bool) -> None:
+        self._url = url
+        self._shared = Connections(url)
+        self._drains = Connections(url, most=1)
+        self._begin_afresh()
+        self._closed = False
+        try:
+            with database_errors(url):
+                connection = self._shared.take(_OPENING_PATIENCE)
+            self._outbox_id = set_up(connection, url, origin, create=create)
+            self._shared.give_back(connection)
+        except BaseException:
+            self.close()
+            raise
+        self._channel = f"perqueue_{self._outbox_id[:8]}"
+        _fork.participate(self)
+
+    def _begin_afresh(self) -> None:
+        self._pid = os.getpid()
+        self._drain_thread: int | None = None
+        self._drain_connection: Connection | None = None
+
+    def _rows(self, query: Query, values: Params = (), *, prepare: bool = False) -> list[Any]:
+        """Run one statement, committed at once, and return its rows."""
+        with database_errors(self._url), self._lent() as connection:
+            try:
+                cursor = connection.execute(query, values, prepare=prepare and self._shared.prepares)
+            except psycopg.Error as error:
+                if not (prepare and self._shared.prepares and is_unprepared(error)):
+                    raise
+                self._shared.prepares = False
+                cursor = connection.execute(query, values, prepare=False)
+            return cursor.fetchall() if cursor.description else []
+
+    def _row(self, query: Query, values: Params = ()) -> tuple[Any, ...]:
+        rows = self._rows(query, values)
+        if not rows:
+            message = f"outbox {self._url}: a row that must be there is missing; was a table emptied?"
+            raise OutboxError(message)
+        row: tuple[Any, ...] = rows[0]
+        return row
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        """Run several statements as one: committed at the end, rolled back on any exception."""
+        with database_errors(self._url), self._lent() as connection, connection.transaction():
+            yield connection
+
+    @contextmanager
+    def _lent(self) -> Iterator[Connection]:
+        if self._closed:
+            message = f"outbox {self._url} is closed"
+            raise OutboxError(message)
+        if self._drain_thread == _thread_id() and self._pid == os.getpid():
+            yield self._drain_own()
+            return
+        with self._shared.use() as connection:
+            yield connection
+
+    def _drain_own(self) -> Connection:
+        """Return the drain's connection: no number of recorders can keep it waiting."""
+        connection = self._drain_connection
+        if connection is None or connection.closed:
+            if connection is not None:
+                self._drains.give_up(connection)
+                self._drain_connection = None
+            connection = self._drains.take()
+            self._prepare_to_drain(connection)
+            self._drain_connection = connection
+        return connection
+
+    def _prepare_to_drain(self, connection: Connection) -> None:
+        """Do what the drain's connection needs, once it is there."""
+
+    def close(self) -> None:
+        """Close the connections; idempotent."""
+        self._closed = True
+        if self._pid != os.getpid():
+            return
+        connection, self._drain_connection = self._drain_connection, None
+        self._drains.close()
+        if connection is not None:
+            self._drains.give_back(connection)
+        self._shared.close()
+        _fork.withdraw(self)
+
+    def before_fork(self) -> None:
+        """Nothing to do: connections stay the parent's."""
+
+    def after_fork_in_parent(self) -> None:
+        """Nothing to do."""
+
+    def after_fork_in_child(self) -> None:
+        """Leave the parent's connections alone: closing one would end it for the parent, too."""
+        with suppress(Exception):
+            self._inherited = (self._drain_connection, getattr(self, "_inherited", None))
+        self._shared.abandon()
+        self._drains.abandon()
+        self._begin_afresh()
