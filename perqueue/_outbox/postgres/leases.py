@@ -40,8 +40,11 @@ _LOOK_AWAKE, _LOOK_DEAF, _LOOK_ASLEEP = 0.25, 1.0, 5.0
 """Seconds between two looks: while there is something to do; without LISTEN, which poolers drop; with it."""
 _PROBE_INTERVAL = 0.25
 """Seconds between two tries to be the one that probes."""
-_STILL_ANSWERED = {Gate.BACKING_OFF: 3.0, Gate.BAD_TOKEN: 60.0}
-"""Seconds for which an answer to one drainer says that the others' trouble is their own."""
+_STILL_ANSWERED = {Gate.BACKING_OFF: 3.0, Gate.BAD_TOKEN: None}
+"""Seconds for which an answer to one drainer says that the others' trouble is their own.
+
+None: the others' tokens may be good ones as long as they drain; whose token is refused ends its term.
+"""
 
 _REGISTER = (
     "INSERT INTO perqueue_drainer (owner, host, pid, alive_until, asleep)"
@@ -55,7 +58,7 @@ _FOLD = (
 )
 _FOLD_DEAD = _FOLD.format("alive_until < clock_timestamp() - %s * interval '1 second'")
 _FOLD_OWN = _FOLD.format("owner = %s")
-_LET_GO = "UPDATE perqueue_pending SET owner = NULL WHERE id = ANY(%s::bigint[]) AND owner = %s"
+_LET_GO = "UPDATE perqueue_pending SET owner = NULL WHERE id = ANY(%s::bigint[]) AND owner = %s RETURNING id"
 _TAKE_PROBE = (
     "UPDATE perqueue_outbox SET probe_owner = %s, probe_until = clock_timestamp() + %s * interval '1 second'"
     " WHERE hold IS NULL OR probe_owner = %s OR coalesce(probe_until, '-infinity') < clock_timestamp()"
@@ -65,7 +68,8 @@ _SET_HOLD = (
     "UPDATE perqueue_outbox SET hold = %s, hold_reason = %s, hold_wait_ms = %s, holds = holds + 1,"
     " hold_until = clock_timestamp() + %s * interval '1 millisecond', probe_owner = NULL, probe_until = NULL"
     " WHERE NOT EXISTS (SELECT FROM perqueue_drainer WHERE owner <> %s AND alive_until > clock_timestamp()"
-    " AND answered_at > clock_timestamp() - %s * interval '1 second') RETURNING holds"
+    " AND (%s::float8 IS NULL OR answered_at > clock_timestamp() - %s * interval '1 second'))"
+    " RETURNING holds"
 )
 _END_HOLD = (
     "UPDATE perqueue_outbox SET hold = NULL, hold_reason = NULL, hold_until = NULL, hold_wait_ms = NULL,"
@@ -97,8 +101,9 @@ class LeasedSession(CountedSession):
         self._lease_until = float("-inf")
         if owner is not None:
             with suppress(OutboxError):
-                self._rows(_LET_GO, (list(self._claimed), owner))
                 self._rows(_FOLD_OWN, (owner,))
+                if self._claimed and self._rows(_LET_GO, (list(self._claimed), owner)):
+                    self._tell_others()
 
     def holds_lease(self) -> bool:
         """Tell whether what this drainer has claimed is still its own."""
@@ -169,6 +174,9 @@ class LeasedSession(CountedSession):
             (self._channel,),
         )
 
+    def _tell_others(self) -> None:
+        self._rows("SELECT pg_notify(%s, '')", (self._channel,))
+
     # -- why nothing is sent, for all drainers
 
     def take_probe(self) -> bool:
@@ -186,12 +194,13 @@ class LeasedSession(CountedSession):
         """
         if hold is None:
             self._rows(_END_HOLD)
-            self._rows("SELECT pg_notify(%s, '')", (self._channel,))
+            self._tell_others()
             return None
         answered = _STILL_ANSWERED.get(Gate(hold.kind), 0.0)
-        values = (hold.kind, hold.reason, hold.wait_ms, hold.wait_ms, self._owner or 0, answered)
+        waits = (hold.wait_ms, hold.wait_ms)
+        values = (hold.kind, hold.reason, *waits, self._owner or 0, answered, answered)
         stored = self._rows(_SET_HOLD, values)
-        self._rows("SELECT pg_notify(%s, '')", (self._channel,))
+        self._tell_others()
         return hold._replace(number=stored[0][0] if stored else 0)
 
     def set_drainer(self, pid: int | None) -> None:
