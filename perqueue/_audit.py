@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
 from perqueue._clock import datetime_from_ms, ms_from_datetime
-from perqueue._outbox import Filter, Reader, trace
+from perqueue._outbox import Filter, open_trail
 from perqueue._report import checked_moment
 from perqueue.exceptions import ConfigurationError
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+    from perqueue._address import DatabaseURL
     from perqueue._outbox import Traced
 
 HISTORY_LIMIT = 10_000
@@ -48,7 +49,7 @@ class ActivityRecord:
 
 
 def history(
-    path: Path,
+    place: Path | DatabaseURL,
     *,
     billing_id: str | None = None,
     user_id: str | None = None,
@@ -68,8 +69,8 @@ def history(
         message = "after must be a whole number from 0, limit one from 1 or None"
         raise ConfigurationError(message)
     wanted = Filter(billing_id, user_id, activity_type_id, _ms("since", since), _ms("until", until))
-    with Reader(path) as reader:
-        return [as_record(one) for one in trace(reader, wanted, after, limit or 2**62)]
+    with open_trail(place) as trail:
+        return [as_record(one) for one in trail.trace(wanted, after, limit or 2**62)]
 
 
 def as_record(one: Traced) -> ActivityRecord:

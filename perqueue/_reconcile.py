@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 from perqueue._clock import datetime_from_ms, ms_from_datetime
-from perqueue._outbox import Reader
+from perqueue._outbox import open_trail
 from perqueue._report import checked_moment
 from perqueue.exceptions import PerAPIError
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+    from perqueue._address import DatabaseURL
     from perqueue._clock import Clock
     from perqueue._outbox.tally import Count, Period
     from perqueue._report import Report
@@ -90,7 +91,7 @@ class Reconciliation(Sequence[ReconciliationRow]):
 
 
 def reconcile(
-    path: Path,
+    place: Path | DatabaseURL,
     get_report: GetReport,
     start: datetime | str | None,
     end: datetime | str | None,
@@ -102,8 +103,8 @@ def reconcile(
     asked = clock.time_ms()
     report = get_report(start, end)
     period = _period(report, start, end, (asked, clock.time_ms()))
-    with Reader(path) as reader:
-        known = tally(reader, period)
+    with open_trail(place) as trail:
+        known = tally(trail, period)
     complete = known.lost_through < period.start and not known.damaged
     circumstances = _Circumstances(complete, is_over=_is_over(_end(report, start, end), asked))
     said = {(row.activity_type_id, row.billing_id): row.unique for row in report.rows()}

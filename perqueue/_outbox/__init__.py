@@ -1,6 +1,13 @@
 """Durable storage of activities and their outcomes."""
 
-from perqueue._outbox.open import open_outbox
+from perqueue._outbox.open import (
+    AnOnlooker,
+    Operator,
+    open_as_operator,
+    open_outbox,
+    open_to_look,
+    open_trail,
+)
 from perqueue._outbox.operator import OperatorOutbox
 from perqueue._outbox.protocol import DrainLock, Hold, Key, News, Outbox, Position, Settled
 from perqueue._outbox.reader import Reader
@@ -8,11 +15,13 @@ from perqueue._outbox.sqlite import SQLiteOutbox
 from perqueue._outbox.trail import Filter, Traced, Try, trace, trace_one
 
 __all__ = [
+    "AnOnlooker",
     "DrainLock",
     "Filter",
     "Hold",
     "Key",
     "News",
+    "Operator",
     "OperatorOutbox",
     "Outbox",
     "Position",
@@ -21,7 +30,10 @@ __all__ = [
     "Settled",
     "Traced",
     "Try",
+    "open_as_operator",
     "open_outbox",
+    "open_to_look",
+    "open_trail",
     "trace",
     "trace_one",
 ]

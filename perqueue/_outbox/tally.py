@@ -13,25 +13,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from perqueue._activity import State
 from perqueue._answers import may_have_counted
-from perqueue._outbox.trail import TRACE, bounds, traced
 from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from perqueue._outbox.reader import Reader
+    from perqueue._outbox.open import Trail
     from perqueue._outbox.trail import Traced
 
-# Of what was recorded long before, most was settled long before: those are left out by SQLite itself.
-_RELEVANT = (
-    f"{TRACE} WHERE a.id BETWEEN ? AND ? AND (a.recorded_at >= ? OR s.settled_at >= ?"
-    " OR s.activity_id IS NULL) ORDER BY a.id"
-)
-_ATTEMPTED = (
-    "SELECT activity_id, reason FROM perqueue_attempt"
-    " WHERE activity_id BETWEEN ? AND ? AND attempted_at <= ? AND attempted_at + duration_ms >= ?"
-)
-_LOST = "SELECT trail_lost_through FROM perqueue_drain"
 _TABLE = (
     "CREATE TABLE did (kind TEXT, billing_id TEXT, user_id TEXT, what INTEGER,"
     " PRIMARY KEY (kind, billing_id, user_id)) WITHOUT ROWID"
@@ -112,26 +101,24 @@ class Tally(NamedTuple):
     """Activities that cannot be counted, because nobody knows whose they are."""
 
 
-def tally(reader: Reader, period: Period) -> Tally:
+def tally(trail: Trail, period: Period) -> Tally:
     """Count what concerns a period.
 
     Raises :class:`~perqueue.OutboxError`, also if there is no room for what does not fit into memory.
     """
     damaged = 0
-    first, last = bounds(reader, None, period.end_at_most + 1)
     with _room(), closing(sqlite3.connect("", isolation_level=None)) as gathered:
         for pragma in ("journal_mode = OFF", "cache_size = -65536"):
             gathered.execute(f"PRAGMA {pragma}")
         gathered.execute(_TABLE)
-        for low, high in reader.slices(first - 1, last):
-            did, bad = _look(reader, period, low, high)
+        for low, high in trail.slices_until(period.end_at_most + 1):
+            did, bad = _look(trail, period, low, high)
             damaged += bad
             gathered.execute("BEGIN")
             gathered.executemany(_ADD, [(*key, what) for key, what in did.items()])
             gathered.execute("COMMIT")
         counts = [Count(*row) for row in gathered.execute(_COUNT)]
-    ((lost_through,),) = reader.rows(_LOST)  # last, for what was pruned meanwhile
-    return Tally(counts, lost_through, damaged)
+    return Tally(counts, trail.lost_through(), damaged)  # asked last, for what was pruned meanwhile
 
 
 @contextmanager
@@ -143,17 +130,16 @@ def _room() -> Iterator[None]:
         raise OutboxError(message) from error
 
 
-def _look(reader: Reader, period: Period, low: int, high: int) -> tuple[dict[tuple[str, str, str], int], int]:
+def _look(trail: Trail, period: Period, low: int, high: int) -> tuple[dict[tuple[str, str, str], int], int]:
     """Return what users did in a range of numbers, and how many activities are damaged."""
     unanswered = {
         activity_id
-        for activity_id, reason in reader.rows(_ATTEMPTED, (low, high, period.end_at_most, period.start))
+        for activity_id, reason in trail.attempted(low, high, period)
         if isinstance(reason, str) and may_have_counted(reason)
     }
     did: dict[tuple[str, str, str], int] = defaultdict(int)
     damaged = 0
-    for row in reader.rows(_RELEVANT, (low, high, period.start, period.start)):
-        one = traced(row)
+    for one in trail.relevant(low, high, period.start):
         if one.state is State.DAMAGED:
             damaged += 1
             continue

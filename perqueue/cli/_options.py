@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from datetime import UTC, date, datetime, time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -12,9 +13,8 @@ import click
 from perqueue.cli._failure import Misuse
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from perqueue._outbox import OperatorOutbox
+    from perqueue._address import DatabaseURL
+    from perqueue._outbox import Operator
 
 MAX_NUMBER = 2**63 - 1
 """The highest number that an activity can have."""
@@ -43,36 +43,46 @@ outbox_option = click.option(
     envvar="PERQUEUE_OUTBOX",
     show_envvar=True,
     required=True,
-    metavar="PATH",
-    help="The outbox file.",
+    metavar="PATH_OR_URL",
+    help="The outbox: a file, or a postgresql:// URL.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def existing(outbox: str) -> Path:
-    """Return the real path of an outbox that must be there; what it holds is not checked."""
-    from perqueue._settings import outbox_path
+def existing(outbox: str) -> Path | DatabaseURL:
+    """Return the place of an outbox; a file must be there, and what it holds is not checked."""
+    from perqueue._settings import outbox_place
 
-    path = outbox_path(outbox)
-    if not path.exists():
+    path = outbox_place(outbox)
+    if isinstance(path, Path) and not path.exists():
         message = f"there is no outbox at {path}: is the path right? The first record() creates it"
         raise Misuse(message)
     return path
 
 
-def open_as_operator(outbox: str) -> OperatorOutbox:
+def existing_file(outbox: str) -> Path:
+    """Return the path of an outbox file that must be there."""
+    path = existing(outbox)
+    if not isinstance(path, Path):
+        message = f"{path} is a database: its own tools look after it; this command is for outbox files"
+        raise Misuse(message)
+    return path
+
+
+def open_as_operator(outbox: str) -> Operator:
     """Open an existing outbox, whatever origin it belongs to, without delivering anything."""
-    from perqueue._outbox import OperatorOutbox
+    from perqueue._outbox import open_as_operator as opened
 
-    return OperatorOutbox(existing(outbox), None, create=False)
+    return opened(existing(outbox))
 
 
-def outbox_to_read(outbox: str) -> Path:
-    """Return the real path of what is an outbox, of whatever origin, brought up to date."""
+def outbox_to_read(outbox: str) -> Path | DatabaseURL:
+    """Return the place of what is an outbox, of whatever origin, brought up to date."""
     from perqueue._outbox.connection import set_up
 
     path = existing(outbox)
-    set_up(path, None, create=False)
+    if isinstance(path, Path):
+        set_up(path, None, create=False)
     return path
 
 

@@ -9,7 +9,7 @@ import click
 
 from perqueue.cli import _print
 from perqueue.cli._failure import NOT_DONE, Failure, Misuse, silence_stdout, why
-from perqueue.cli._options import examples, existing, json_option, outbox_option
+from perqueue.cli._options import examples, existing_file, json_option, outbox_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +50,7 @@ def doctor(
     """
     if base_url is not None and new is None:
         raise click.UsageError("--base-url is for --salvage.")
-    path = existing(outbox)
+    path = existing_file(outbox)
     if not path.is_file():
         message = f"{path} is not a regular file, and so no outbox: is the path right?"
         raise Misuse(message)

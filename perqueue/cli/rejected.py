@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-    from perqueue._outbox import OperatorOutbox
+    from perqueue._outbox import Operator
 
 _COLUMNS = (
     "id", "billing_id", "user_id", "activity_type_id", "recorded_at", "settled_at", "attempts", "reason"
@@ -56,7 +56,7 @@ def list_rejected(outbox: str, *, as_json: bool) -> None:
         click.echo("Nothing is rejected.", err=True)
 
 
-def _rows(opened: OperatorOutbox) -> list[dict[str, Any]]:
+def _rows(opened: Operator) -> list[dict[str, Any]]:
     activities = opened.rejected_since(0, MAX_NUMBER)
     settled = opened.settled([activity.id for activity in activities])
     rows: list[dict[str, Any]] = []

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 
+from tests.cli.conftest import env, perqueue, start
 from tests.postgresql import Server, binaries
 
 _numbers = itertools.count(1)
@@ -26,6 +27,7 @@ def outbox(database):
     schema = f"test_{next(_numbers)}"
     database.sql(f"CREATE SCHEMA {schema}")
     return f"{database.url}?options=-csearch_path%3D{schema}"
+
 
 _OF_A_FILE = {
     "test_a_drain_that_cannot_be_elected_says_why": "there is no election",
