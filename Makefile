@@ -65,7 +65,7 @@ $(READY): pyproject.toml perqueue/_version.py .ci/make-venv
 	@echo 'Setting up .venv (once, and again whenever pyproject.toml changes) ...'
 	@.ci/make-venv "$(PYTHON)" .venv
 	@$(BIN)/python -m pip install -qq --upgrade 'pip>=25.1'
-	@$(BIN)/python -m pip install -qq --group dev --editable '.[fast,sandbox]'
+	@$(BIN)/python -m pip install -qq --group dev --editable '.[fast,postgres,sandbox]'
 	@touch $@
 
 $(BENCH): $(READY)

@@ -307,13 +307,15 @@ class Drain:
 
     def _may_probe(self) -> bool:
         """Tell whether this drainer is to ask for all of them."""
-        try:
-            if not len(self._feed) or self._outbox.take_probe():
-                return True
+        may = True
+        if len(self._feed):
+            try:
+                may = self._outbox.take_probe()
+            except OutboxError:
+                may = False  # the next turn meets the error, too, and knows what to do
+        if not may:
             self._denied_at = self._clock.monotonic()
-            return False
-        except OutboxError:
-            return False  # the next turn meets the error, too, and knows what to do
+        return may
 
     async def _lane(self, first: Activity) -> None:
         """Send one activity after the other."""

@@ -13,8 +13,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 _PASSWORD = "s3cret"
 
@@ -135,6 +137,22 @@ class Server:
         """End it, and remove its files."""
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def database() -> Iterator[Server]:
+    """Start a PostgreSQL server of this run's own, whose data survives no power cut."""
+    need()
+    server = Server()
+    yield server
+    server.close()
+
+
+def need() -> None:
+    """Skip, by name, where there is no server to be started."""
+    if binaries() is None:
+        pytest.skip("PostgreSQL's server is not installed (Debian: postgresql)")
+    pytest.importorskip("psycopg")
 
 
 def _free_port() -> int:

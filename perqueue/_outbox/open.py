@@ -1,4 +1,4 @@
-"""Opening an outbox, whatever it is made of: to use it, to look after it, to read its trail, to look at it."""
+"""Opening an outbox, whatever it is made of: to use it, to look after it, to read its trail, or to look."""
 
 from __future__ import annotations
 

@@ -139,6 +139,7 @@ class Connections:
             self._foreign()
         deadline = time.monotonic() + patience
         while True:
+            found: Connection | _Failure | None
             try:
                 found = self._ready.get_nowait()
             except _threads.Empty:
@@ -160,8 +161,7 @@ class Connections:
             with suppress(_threads.Empty):
                 if not _threads.is_patched():
                     return self._ready.get(timeout=left)
-                found: Connection | _Failure = self._ready.get_nowait()
-                return found
+                return self._ready.get_nowait()
             _threads.pause(_POLL)  # lets the greenlet go on that has the connection
         return None
 
@@ -180,11 +180,11 @@ class Connections:
         try:
             self.give_back(connect(self._url))
         except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
-            ours = isinstance(error, psycopg.Error)
-            said = error if ours else psycopg.OperationalError(f"{type(error).__name__}: {error}")
+            if not isinstance(error, psycopg.Error):
+                error = psycopg.OperationalError(f"{type(error).__name__}: {error}")
             with self._lock:
                 self._open -= 1
-            ready.put(_Failure(said, time.monotonic()))
+            ready.put(_Failure(error, time.monotonic()))
 
     def give_back(self, connection: Connection) -> None:
         """Let others use a connection again, if it can be used."""

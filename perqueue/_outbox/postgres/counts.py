@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MOST_COUNTED = 10_000
-"""Pending activities that are counted one by one, in a millisecond or two; beyond, the number is estimated."""
+"""Pending activities that are counted one by one, in a millisecond or two; more are estimated."""
 
 _ALIVE = "FROM perqueue_drainer WHERE alive_until > clock_timestamp()"
 _HOLD = (

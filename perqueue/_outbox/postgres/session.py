@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, LiteralString
 
 import psycopg
 
@@ -16,7 +16,7 @@ from perqueue.exceptions import OutboxError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from psycopg.abc import Params, Query
+    from psycopg.abc import Params
 
     from perqueue._address import DatabaseURL
     from perqueue._outbox.postgres.connection import Connection
@@ -51,7 +51,7 @@ class Session:
         self._drain_thread: int | None = None
         self._drain_connection: Connection | None = None
 
-    def _rows(self, query: Query, values: Params = (), *, prepare: bool = False) -> list[Any]:
+    def _rows(self, query: LiteralString, values: Params = (), *, prepare: bool = False) -> list[Any]:
         """Run one statement, committed at once, and return its rows."""
         with database_errors(self._url), self._lent() as connection:
             try:
@@ -63,7 +63,7 @@ class Session:
                 cursor = connection.execute(query, values, prepare=False)
             return cursor.fetchall() if cursor.description else []
 
-    def _row(self, query: Query, values: Params = ()) -> tuple[Any, ...]:
+    def _row(self, query: LiteralString, values: Params = ()) -> tuple[Any, ...]:
         rows = self._rows(query, values)
         if not rows:
             message = f"outbox {self._url}: a row that must be there is missing; was a table emptied?"

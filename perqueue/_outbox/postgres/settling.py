@@ -6,9 +6,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from perqueue._activity import TRANSITIONS, State
+from perqueue._outbox.postgres import leases
 from perqueue._outbox.postgres.claims import ClaimedSession
 from perqueue._outbox.postgres.counts import boot_time, host_name
-from perqueue._outbox.postgres.leases import LEASE, MARGIN
 from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class SettledSession(ClaimedSession):
             "owner": self._owner,
             "host": host_name(),
             "pid": os.getpid(),
-            "lease": LEASE,
+            "lease": leases.LEASE,
             "streak": refusals[0],
             "streak_reason": refusals[1],
         }
@@ -148,7 +148,7 @@ class SettledSession(ClaimedSession):
         self._claimed -= gone
         self._claimed.difference_update(self.lost)
         if held:
-            self._lease_until = max(self._lease_until, began + LEASE * (1 - MARGIN))
+            self._lease_until = max(self._lease_until, began + leases.LEASE * (1 - leases.MARGIN))
         return None if take_back is None else self.set_hold(take_back[1])
 
     @staticmethod
