@@ -52,6 +52,16 @@ _REMEDIES: dict[str, str] = {
     "57014": "the server cancelled it: its statement_timeout is too short, or it is overloaded",
     "57P": f"the server is shutting down or starting: {_RETRYING}",
 }
+_REFUSALS = {
+    "too many": "53300",
+    "connection slots": "53300",
+    "authentication failed": "28",
+    "pg_hba.conf": "28",
+    "does not exist": "3D",
+    "starting up": "57P",
+    "shutting down": "57P",
+}
+"""What a server says that takes no connection: libpq does not tell its code."""
 _UNPREPARED = ("26000", "42P05", "08P01")
 """What a pooler that hands each statement to another server process answers to a prepared one."""
 
@@ -84,7 +94,8 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
     def is_alive(self) -> bool:
         """Tell whether an idle connection still is one, without asking the server."""
         try:
-            self.pgconn.consume_input()
+            self.pgconn.consume_input()  # what the server said at last,
+            self.pgconn.consume_input()  # and that it has hung up
         except psycopg.Error:
             return False
         return not self.closed
@@ -92,7 +103,9 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
 
 def outbox_error(url: DatabaseURL, error: psycopg.Error) -> OutboxError:
     """Turn an error of the database into ours, with the remedy in its text, and without the password."""
-    code = error.sqlstate or ("08" if isinstance(error, psycopg.OperationalError) else "")
+    code = error.sqlstate or ""
+    if not code and isinstance(error, psycopg.OperationalError):
+        code = next((code for words, code in _REFUSALS.items() if words in str(error)), "08")
     remedy = next((text for start, text in _REMEDIES.items() if code.startswith(start)), "")
     said = " ".join(url.redact(str(error)).split())
     return OutboxError(f"outbox {url}: {said}" + (f" ({remedy})" if remedy else ""))

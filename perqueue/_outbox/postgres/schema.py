@@ -205,7 +205,11 @@ def set_up(connection: Connection, url: DatabaseURL, origin: str | None, *, crea
 
 
 def _outbox(connection: Connection) -> tuple[str, int, str | None] | None:
-    row = connection.execute("SELECT to_regclass('perqueue_outbox') IS NOT NULL").fetchone()
+    # Not to_regclass(): in a transaction it may say what was so before the lock was waited for.
+    row = connection.execute(
+        "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE c.relname = 'perqueue_outbox' AND n.nspname = ANY(current_schemas(false)))"
+    ).fetchone()
     if not (row and row[0]):
         return None
     found = connection.execute("SELECT outbox_id, schema_version, origin FROM perqueue_outbox").fetchone()
