@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple, NoReturn
 
 from perqueue import _threads
 from perqueue.exceptions import ConfigurationError, OutboxError
@@ -27,7 +27,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from psycopg.abc import PQGen
+    from psycopg.abc import Params, PQGen
 
     from perqueue._address import DatabaseURL
 
@@ -76,6 +76,7 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
     """A connection on which nothing waits longer than its patience: a cut network says nothing."""
 
     patience = PATIENCE
+    _cursor: psycopg.Cursor[tuple[Any, ...]]
 
     def wait(self, gen: PQGen[Any], interval: float = 0.1, timeout: float | None = None) -> Any:
         """Do as psycopg's, up to a deadline. Whatever ends it early leaves a connection in doubt: closed."""
@@ -89,6 +90,20 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
             raise
         except BaseException:  # a signal handler's: nobody reads the rest of the answer any more
             self.pgconn.finish()
+            raise
+
+    def run(self, query: LiteralString, values: Params, *, prepare: bool) -> list[Any]:
+        """Run a statement and return its rows."""
+        try:
+            cursor = self._cursor
+        except AttributeError:
+            cursor = self._cursor = self.cursor()
+        try:
+            cursor.execute(query, values, prepare=prepare)
+            return [] if cursor.rownumber is None else cursor.fetchall()
+        except psycopg.Error as error:
+            if error.sqlstate == "25006":  # it was the primary, once
+                self.close()
             raise
 
     def is_alive(self) -> bool:
@@ -212,20 +227,6 @@ class Connections:
             self._open -= 1
         with suppress(psycopg.Error):
             connection.close()
-
-    @contextmanager
-    def use(self) -> Iterator[Connection]:
-        """Lend a connection."""
-        connection = self.take()
-        try:
-            yield connection
-        except BaseException as error:
-            if getattr(error, "sqlstate", None) == "25006":  # it was the primary, once
-                self.give_up(connection)
-            else:
-                self.give_back(connection)
-            raise
-        self.give_back(connection)
 
     def _foreign(self) -> NoReturn:
         message = (

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any, LiteralString
 import psycopg
 
 from perqueue import _fork, _threads
-from perqueue._outbox.postgres.connection import Connections, database_errors, is_unprepared
+from perqueue._outbox.postgres.connection import (
+    Connections,
+    database_errors,
+    is_unprepared,
+    outbox_error,
+)
 from perqueue._outbox.postgres.schema import set_up
 from perqueue.exceptions import OutboxError
 
@@ -53,15 +58,22 @@ class Session:
 
     def _rows(self, query: LiteralString, values: Params = (), *, prepare: bool = False) -> list[Any]:
         """Run one statement, committed at once, and return its rows."""
-        with database_errors(self._url), self._lent() as connection:
+        # Written out for record(): each context manager would cost it a percent.
+        try:
+            own, connection = self._take()
             try:
-                cursor = connection.execute(query, values, prepare=prepare and self._shared.prepares)
+                rows = connection.run(query, values, prepare=prepare and self._shared.prepares)
             except psycopg.Error as error:
                 if not (prepare and self._shared.prepares and is_unprepared(error)):
                     raise
                 self._shared.prepares = False
-                cursor = connection.execute(query, values, prepare=False)
-            return cursor.fetchall() if cursor.description else []
+                rows = connection.run(query, values, prepare=False)
+            finally:
+                if not own:
+                    self._shared.give_back(connection)
+        except psycopg.Error as error:
+            raise outbox_error(self._url, error) from None  # whose text may hold the password
+        return rows
 
     def _row(self, query: LiteralString, values: Params = ()) -> tuple[Any, ...]:
         rows = self._rows(query, values)
@@ -79,14 +91,21 @@ class Session:
 
     @contextmanager
     def _lent(self) -> Iterator[Connection]:
+        own, connection = self._take()
+        try:
+            yield connection
+        finally:
+            if not own:
+                self._shared.give_back(connection)
+
+    def _take(self) -> tuple[bool, Connection]:
+        """Return a connection to use, and whether it is the drain's own."""
         if self._closed:
             message = f"outbox {self._url} is closed"
             raise OutboxError(message)
         if self._drain_thread == _thread_id() and self._pid == os.getpid():
-            yield self._drain_own()
-            return
-        with self._shared.use() as connection:
-            yield connection
+            return True, self._drain_own()
+        return False, self._shared.take()
 
     def _drain_own(self) -> Connection:
         """Return the drain's connection: no number of recorders can keep it waiting."""
@@ -96,7 +115,11 @@ class Session:
                 self._drains.give_up(connection)
                 self._drain_connection = None
             connection = self._drains.take()
-            self._prepare_to_drain(connection)
+            try:
+                self._prepare_to_drain(connection)
+            except BaseException:
+                self._drains.give_up(connection)
+                raise
             self._drain_connection = connection
         return connection
 
