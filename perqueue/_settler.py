@@ -75,7 +75,8 @@ class Settler:
     def begin(self, position: Position, retry_after_cap: float) -> None:
         """Take over what an earlier drainer had stored: a wait that Per asked for, a pause, a streak."""
         hold = self._hold = position.hold
-        if hold is not None and hold.kind in (Gate.RETRY_AFTER, Gate.REFUSED):
+        lasting = {Gate.RETRY_AFTER, Gate.REFUSED} | ({Gate.BACKING_OFF} if self._outbox.shared else set())
+        if hold is not None and hold.kind in lasting:
             longest = PROBE_INTERVAL if hold.kind == Gate.REFUSED else retry_after_cap
             left = min(hold.until - self._clock.time_ms(), hold.wait_ms)  # the clock may have been set back
             wait = min(max(0, left) / 1000, longest)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 class Alone:
     """An outbox with one drainer at a time, elected by a lock: whatever is claimed is its own."""
 
+    shared = False
     claim_batch = 1
     settle_batch = 64
     settle_delay = 0.01

@@ -101,6 +101,8 @@ class Outbox(Protocol):
     Every method may raise :class:`~perqueue.OutboxError`, and none raises anything of the storage's own.
     """
 
+    shared: bool
+    """Whether several may drain it at a time."""
     claim_batch: int
     """Fewest activities to claim at a time."""
     settle_batch: int

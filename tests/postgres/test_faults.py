@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -64,10 +65,10 @@ def fails_soon(call, most=2.5):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("end", ["restart", "kill"])
-def test_a_server_that_restarts_under_load_loses_nothing(per, make_queue, child, server, tmp_path, end):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT], ids=["restart", "kill"])
+def test_a_server_that_restarts_under_load_loses_nothing(per, make_queue, child, server, number):
     """What record() acknowledged is delivered, whether the server was stopped or killed meanwhile."""
-    over = tmp_path / "over"
+    over = server.folder / "over"
     script = RECORD.replace("sys.argv[1]", repr(str(over)))
     recorders = [child(script, PERQUEUE_OUTBOX=server.url) for _ in range(2)]
     drain = make_queue(server.url)
@@ -75,7 +76,7 @@ def test_a_server_that_restarts_under_load_loses_nothing(per, make_queue, child,
     for recorder in recorders:
         recorder.expect("ready")
     per.wait_for(50)
-    server.stop() if end == "restart" else server.kill()
+    server.stop(number)
     time.sleep(0.2)
     server.start()
     before = per.accepted
@@ -132,16 +133,15 @@ def test_a_cut_wire_holds_up_nobody(per, options, over_the_wire, wire):
         queue.close()
 
 
-def test_a_drainer_that_is_cut_off_is_replaced(
-    per, make_queue, options, over_the_wire, wire, quick_leases, until
-):
+@pytest.mark.usefixtures("quick_leases")
+def test_a_drainer_that_is_cut_off_is_replaced(per, make_queue, options, over_the_wire, wire):
     """While one drainer cannot reach the database another delivers; what the first one had is rescued."""
     cut_off = PerQueue(over_the_wire, **options, exit_timeout=0)
     try:
         cut_off.record("GROUP", "FIRST").wait(10)
         per.set_fault(Hang(), times=1)
         cut_off.record("GROUP", "HELD")
-        until(lambda: per.requests == 2)
+        until(lambda: per.requests == 2, "one is held")
         wire.cut()
         per.release()
         other = make_queue()
@@ -149,7 +149,7 @@ def test_a_drainer_that_is_cut_off_is_replaced(
         other.flush(20)
         assert {"FIRST", "HELD", "OTHER"} <= set(users(per))
         wire.mend()
-        until(lambda: _recorded(cut_off), 20)
+        until(lambda: _recorded(cut_off), "it records again", 20)
         cut_off.flush(20)
         assert other.stats().pending == 0
     finally:
@@ -215,7 +215,7 @@ def test_a_server_without_room_for_connections_is_told(database, outbox, options
 
     taken = []
     try:
-        with pytest.raises(psycopg.OperationalError):
+        with suppress(psycopg.OperationalError):
             while True:
                 taken.append(psycopg.connect(database.url))
         said = fails_soon(lambda: PerQueue(outbox, **options))

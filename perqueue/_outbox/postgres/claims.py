@@ -45,6 +45,7 @@ _NEXT_DUE = (
 class ClaimedSession(LeasedSession):
     """An outbox in a database from which activities are claimed."""
 
+    shared = True
     claim_batch = 100
     """Fewest to claim at a time: a round trip costs as much as delivering several."""
     _sweep_at = float("-inf")

@@ -43,8 +43,10 @@ class Session:
         try:
             with database_errors(url):
                 connection = self._shared.take(_OPENING_PATIENCE)
-            self._outbox_id = set_up(connection, url, origin, create=create)
-            self._shared.give_back(connection)
+            try:
+                self._outbox_id = set_up(connection, url, origin, create=create)
+            finally:
+                self._shared.give_back(connection)
         except BaseException:
             self.close()
             raise
