@@ -28,7 +28,7 @@ test: $(READY) ## all tests, with coverage; or some: make test ARGS="-k flush -x
 	@$(BIN)/python -m pytest --durations=10 $(COVERAGE) $(ARGS)
 
 soak: $(READY) ## the long rounds of the fault tests, an hour or so: PERQUEUE_SOAK_SECONDS for the soak itself
-	@PERQUEUE_SOAK=1 $(BIN)/python -m pytest --no-cov -s --timeout=3600 tests/faults $(ARGS)
+	@PERQUEUE_SOAK=1 $(BIN)/python -m pytest --no-cov -s --timeout=3600 tests/faults tests/postgres/conformance $(ARGS)
 
 bench: $(BENCH) ## what everything costs beside other libraries, into docs/; or some: make bench ARGS="--only drain"
 	@$(BIN)/python benchmarks/run.py $(ARGS)

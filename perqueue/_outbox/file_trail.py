@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from perqueue._outbox.reader import Reader
-from perqueue._outbox.trail import TRACE, bounds, trace, trace_one, traced
+from perqueue._outbox.tally import _ATTEMPTED, _RELEVANT
+from perqueue._outbox.trail import bounds, trace, trace_one, traced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -13,15 +14,6 @@ if TYPE_CHECKING:
     from perqueue._outbox.tally import Period
     from perqueue._outbox.trail import Filter, Traced, Try
 
-# Of what was recorded long before, most was settled long before: those are left out by SQLite itself.
-_RELEVANT = (
-    f"{TRACE} WHERE a.id BETWEEN ? AND ? AND (a.recorded_at >= ? OR s.settled_at >= ?"
-    " OR s.activity_id IS NULL) ORDER BY a.id"
-)
-_ATTEMPTED = (
-    "SELECT activity_id, reason FROM perqueue_attempt"
-    " WHERE activity_id BETWEEN ? AND ? AND attempted_at <= ? AND attempted_at + duration_ms >= ?"
-)
 _LOST = "SELECT trail_lost_through FROM perqueue_drain"
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from perqueue._activity import State
 from perqueue._answers import may_have_counted
+from perqueue._outbox.trail import TRACE
 from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
     from perqueue._outbox.open import Trail
     from perqueue._outbox.trail import Traced
 
+# Of what was recorded long before, most was settled long before: those are left out by SQLite itself.
+_RELEVANT = (
+    f"{TRACE} WHERE a.id BETWEEN ? AND ? AND (a.recorded_at >= ? OR s.settled_at >= ?"
+    " OR s.activity_id IS NULL) ORDER BY a.id"
+)
+_ATTEMPTED = (
+    "SELECT activity_id, reason FROM perqueue_attempt"
+    " WHERE activity_id BETWEEN ? AND ? AND attempted_at <= ? AND attempted_at + duration_ms >= ?"
+)
 _TABLE = (
     "CREATE TABLE did (kind TEXT, billing_id TEXT, user_id TEXT, what INTEGER,"
     " PRIMARY KEY (kind, billing_id, user_id)) WITHOUT ROWID"

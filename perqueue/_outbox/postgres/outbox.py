@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, LiteralString
 
 from perqueue._outbox.postgres.settling import SettledSession
+from perqueue._outbox.sweep import Sweep
 from perqueue.exceptions import OutboxFull
 
 if TYPE_CHECKING:
@@ -38,20 +39,20 @@ _EXPIRE = (
     "DELETE FROM perqueue_coalesced WHERE ctid = ANY(ARRAY("
     "SELECT ctid FROM perqueue_coalesced WHERE window_end < %s LIMIT %s))"
 )
-# One drainer of all at a time: the lock ends with the statement. What is not settled long ago is looked for
-# where it lies together (BRIN); what is too much goes by its number.
+# One drainer of all at a time: the lock ends with the statement.
 _PRUNE = """
 WITH mine AS (
     SELECT accepted + discarded - pruned + (SELECT coalesce(sum(accepted), 0) FROM perqueue_drainer) AS kept
     FROM perqueue_outbox WHERE pg_try_advisory_xact_lock(hashtext(outbox_id), 1)
+), looked AS (
+    SELECT id, state IN (1, 3) AS may_go, settled_at FROM perqueue_settled
+    WHERE id > %(after)s AND EXISTS (SELECT FROM mine) ORDER BY id LIMIT %(limit)s
 ), old AS (
-    SELECT id FROM perqueue_settled, mine WHERE settled_at < %(before)s AND state IN (1, 3) LIMIT %(limit)s
-), surplus AS (
-    SELECT id FROM perqueue_settled WHERE state IN (1, 3) ORDER BY id
-    LIMIT (SELECT least(%(limit)s, greatest(0, kept - %(keep)s)) FROM mine)
+    SELECT id FROM (
+        SELECT id, settled_at, row_number() OVER (ORDER BY id) AS place FROM looked WHERE may_go
+    ) l, mine WHERE settled_at < %(before)s OR place <= kept - %(keep)s
 ), gone AS (
-    DELETE FROM perqueue_settled WHERE id IN (SELECT id FROM old UNION SELECT id FROM surplus)
-    RETURNING id, settled_at
+    DELETE FROM perqueue_settled WHERE id = ANY(ARRAY(SELECT id FROM old)) RETURNING id, settled_at
 ), attempts AS (
     DELETE FROM perqueue_attempt WHERE activity_id IN (SELECT id FROM gone)
 ), counted AS (
@@ -59,7 +60,7 @@ WITH mine AS (
         trail_lost_through = greatest(trail_lost_through, (SELECT max(settled_at) FROM gone))
     WHERE EXISTS (SELECT FROM gone)
 )
-SELECT count(*) FROM gone
+SELECT count(*), max(id), (SELECT count(*) FROM gone), count(*) FILTER (WHERE may_go) FROM looked
 """
 
 
@@ -76,6 +77,7 @@ class PostgresOutbox(SettledSession):
         max_pending: int = _FOREVER,
     ) -> None:
         self._max_pending = max_pending
+        self._sweep = Sweep()
         self._room = 0
         self._room_until = self._notified_at = float("-inf")
         super().__init__(url, origin, create=create)
@@ -125,8 +127,10 @@ class PostgresOutbox(SettledSession):
     def prune(self, before: int, keep: int, limit: int) -> bool:
         """Delete activities settled before a time or beyond ``keep``; tell whether there may be more."""
         limit = max(limit, _PRUNED_AT_A_TIME)
-        rows = self._rows(_PRUNE, {"before": before, "keep": keep, "limit": limit})
-        return bool(rows and rows[0][0] >= limit)
+        values = {"before": before, "keep": keep, "limit": limit, "after": self._sweep.through}
+        at, last, gone, may_go = self._row(_PRUNE, values)
+        through = last if at == limit else None
+        return self._sweep.looked(at, through=through, found=gone > 0, recent=may_go > gone)
 
     # -- the drainer's term, in place of a lock
 

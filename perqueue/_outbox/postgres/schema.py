@@ -130,7 +130,6 @@ _INDEXES = """
 CREATE INDEX perqueue_pending_due ON perqueue_pending (not_before) WHERE not_before IS NOT NULL;
 CREATE INDEX perqueue_pending_waiting ON perqueue_pending (id) WHERE not_before IS NOT NULL;
 CREATE UNIQUE INDEX perqueue_settled_rejection ON perqueue_settled (rejection) WHERE rejection IS NOT NULL;
-CREATE INDEX perqueue_settled_time ON perqueue_settled USING brin (settled_at) WITH (autosummarize = on);
 CREATE INDEX perqueue_attempt_activity ON perqueue_attempt (activity_id);
 """
 

@@ -1,5 +1,7 @@
 """The promises of every outbox, kept by one in PostgreSQL: which of them are about files alone."""
 
+import os
+
 _OF_A_FILE = {
     "test_a_damaged_one_stands_for_no_other": "a server has checksums of its own",
     "test_list": "looks into the file",
@@ -12,9 +14,15 @@ _OF_A_FILE = {
 """Tests of the file, and why no database has to pass them."""
 
 
+_LONG = ("test_outage.py", "test_closing.py", "test_cli_drain.py")
+"""Half a minute for what the drain does alike with every outbox: `make soak` runs them here, too."""
+
+
 def pytest_collection_modifyitems(config, items):
     """Leave out what is about files alone."""
     here = [item for item in items if "conformance/" in item.nodeid]
     left_out = [item for item in here if item.originalname in _OF_A_FILE]
+    if "PERQUEUE_SOAK" not in os.environ:
+        left_out += [item for item in here if item.path.name in _LONG]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
