@@ -106,11 +106,24 @@ class Settler:
         self._hold = hold
         if hold.kind == Gate.BAD_TOKEN:
             return  # another's: this one's may be good
+        if hold.kind == Gate.REFUSED and self._streak_reason == hold.reason:
+            hold = self._take_back(hold)
         wait = max(0, min(hold.until - self._clock.time_ms(), hold.wait_ms)) / 1000
         self._pace.failures += 1  # the fleet's round, whoever tried
         self._pace.resume(Gate(hold.kind), hold.reason, wait)
         self._stored = (Gate(hold.kind), self._pace.closed_at)
         self._observer.on_hold(hold)
+
+    def _take_back(self, hold: Hold) -> Hold:
+        """Make those pending again that were refused here while another drainer found out why."""
+        self.settle(now=True)
+        if self._streak:
+            taken = (self._streak, hold)
+            hold = self._outbox.settle([], drained_through=0, refusals=(0, None), take_back=taken) or hold
+            self._hold = hold
+            self.end_streak()
+            self._feed.look_again()
+        return hold
 
     @property
     def is_streak(self) -> bool:

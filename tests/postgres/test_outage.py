@@ -7,8 +7,8 @@ import time
 import httpx
 import pytest
 
-from perqueue import AuthenticationError, DrainState, RetryPolicy
-from perqueue.sandbox import RateLimited
+from perqueue import ActivityRejected, AuthenticationError, DrainState, RetryPolicy
+from perqueue.sandbox import RateLimited, Refuse
 from tests.helpers import until
 
 QUICK = RetryPolicy(base=0.2, cap=0.4)
@@ -92,6 +92,20 @@ def test_a_retry_after_holds_for_all(per, make_queue):
     asked, *later = [request.at for request in per.request_log]
     assert later
     assert all((at - asked).total_seconds() > 1.9 for at in later)
+
+
+def test_what_all_drainers_had_refused_is_pending_again(per, make_queue):
+    """When everything is refused, what each drainer was told before they all paused goes back to pending."""
+    per.set_fault(Refuse("unknown_type"))
+    recorder = make_queue(drain=False)
+    record(recorder, 400)
+    queues = [make_queue(max_in_flight=8) for _ in range(3)]
+    with pytest.raises(ActivityRejected):
+        queues[0].flush(20)
+    until(lambda: all(queue._worker.pace.gate for queue in queues), "all pause")
+    until(lambda: recorder.stats().rejected == 0, "all are taken back")
+    assert recorder.stats().pending == 400
+    assert recorder.stats().state is DrainState.PAUSED
 
 
 def test_a_drainer_with_a_bad_token_leaves_its_work_to_others(per, make_queue):
