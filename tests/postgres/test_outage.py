@@ -94,17 +94,22 @@ def test_a_retry_after_holds_for_all(per, make_queue):
     assert all((at - asked).total_seconds() > 1.9 for at in later)
 
 
-def test_what_all_drainers_had_refused_is_pending_again(per, make_queue):
+def test_what_all_drainers_had_refused_is_pending_again(per, make_queue, monkeypatch):
     """When everything is refused, what each drainer was told before they all paused goes back to pending."""
     per.set_fault(Refuse("unknown_type"))
-    recorder = make_queue(drain=False)
-    record(recorder, 400)
-    queues = [make_queue(max_in_flight=8) for _ in range(3)]
-    with pytest.raises(ActivityRejected):
-        queues[0].flush(20)
-    until(lambda: all(queue._worker.pace.gate for queue in queues), "all pause")
+    few, many, recorder = make_queue(), make_queue(), make_queue(drain=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(many._outbox, "claim", lambda after, limit: [])
+        many._follower().start()
+        until(lambda: many._worker._drain, "it drains, and gets nothing")
+        record(few, 5)
+        until(lambda: recorder.stats().rejected == 5, "too few to tell")
+    monkeypatch.setattr(few._outbox, "claim", lambda after, limit: [])
+    record(recorder, 100)
+    with pytest.raises(ActivityRejected, match="every activity"):
+        many.flush(20)
     until(lambda: recorder.stats().rejected == 0, "all are taken back")
-    assert recorder.stats().pending == 400
+    assert recorder.stats().pending == 105
     assert recorder.stats().state is DrainState.PAUSED
 
 
