@@ -118,6 +118,7 @@ class Drain:
 
     def _wake(self) -> None:
         """Somebody waits: give everything one fresh attempt, as soon as Per allows one."""
+        self._outbox.stay_awake()
         self._judge.woken_at = self._clock.monotonic()
         self._pace.wake()
         self._feed.look_again(all_due=True)
@@ -262,6 +263,8 @@ class Drain:
             self._feed.look_again()
             news = self._outbox.news()
             self._settler.follow(news.hold)
+            if self._outbox.shared:
+                self._pass_on()
             if news.probe_requests != self._probe_requests:
                 self._probe_requests = news.probe_requests
                 self._wake()
@@ -276,6 +279,14 @@ class Drain:
             more = self._outbox.prune(wall - self._keep_ms, _MOST_KEPT, _PRUNE_BATCH)
             if self._outbox.expire(wall - _EXPIRED_MS, _PRUNE_BATCH) or more:
                 self._next_prune = now + 0.005
+
+    def _pass_on(self) -> None:
+        """Tell who waits here of what other drainers have settled."""
+        awaited = self._observer.awaited()
+        if awaited is not None:
+            self._outbox.stay_awake()
+        if awaited:
+            self._observer.on_settled(self._outbox.settled(awaited), [])
 
     # -- delivering
 

@@ -35,6 +35,9 @@ class Observer(Protocol):
     def on_tick(self) -> None:
         """Called every two seconds or so."""
 
+    def awaited(self) -> list[int] | None:
+        """Return the activities that somebody waits for; None if nobody waits for anything."""
+
 
 class Settler:
     """Gathers outcomes and settles them in batches; one that cannot be written is held until it can.

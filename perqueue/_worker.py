@@ -17,7 +17,6 @@ from perqueue import _threads
 from perqueue._drain import Drain
 from perqueue._loop import DaemonResolver, DeliveryLoop
 from perqueue._pace import Pace
-from perqueue._settler import Observer
 from perqueue._stats import Gate
 from perqueue.exceptions import OutboxError
 
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from perqueue._clock import Clock
     from perqueue._outbox import DrainLock, Outbox
     from perqueue._settings import ClientSettings, RetryPolicy
+    from perqueue._settler import Observer
 
 log = logging.getLogger("perqueue")
 
@@ -63,13 +63,6 @@ class Deliverer(Protocol):
         """Close connections."""
 
 
-class WorkerObserver(Observer, Protocol):
-    """What the worker tells and asks, beyond what the drain does."""
-
-    def awaited(self) -> list[int] | None:
-        """Return the activities that somebody waits for; None if nobody waits for anything."""
-
-
 class Worker:
     """One thread, started on demand, that drains or follows until it is stopped."""
 
@@ -77,7 +70,7 @@ class Worker:
         self,
         outbox: Outbox,
         deliverer: Callable[[], Deliverer],
-        observer: WorkerObserver,
+        observer: Observer,
         *,
         lock: Callable[[], DrainLock],
         looks_up_names: bool,

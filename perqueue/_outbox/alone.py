@@ -64,6 +64,9 @@ class Alone:
     def keep_lease(self) -> None:
         """Say that this drainer is alive."""
 
+    def stay_awake(self) -> None:
+        """Look for what others did more often, for a while: a look at the file costs nothing."""
+
     def take_probe(self) -> bool:
         """Tell whether this drainer, of all of them, may ask whether Per answers again."""
         return True

@@ -157,6 +157,9 @@ class Outbox(Protocol):
     def keep_lease(self) -> None:
         """Say that this drainer is alive; called every two seconds or so."""
 
+    def stay_awake(self) -> None:
+        """Look for what others did more often, for a while."""
+
     def take_probe(self) -> bool:
         """Tell whether this drainer, of all of them, may ask whether Per answers again."""
 

@@ -50,3 +50,14 @@ def test_what_a_killed_drainer_had_claimed_is_rescued(per, make_queue, child, qu
     assert took < 8
     assert per.unique("GROUP") == 200
     assert repeats(per) <= 32
+
+
+def test_whoever_waits_hears_of_what_others_deliver(per, make_queue, monkeypatch):
+    """A receipt of a process that drains is told soon when another one has delivered the activity."""
+    waiting, other = make_queue(), make_queue()
+    monkeypatch.setattr(waiting._outbox, "claim", lambda after, limit: [])
+    monkeypatch.setattr("perqueue._receipt._FIRST_LOOK", 30.0)
+    other._follower().start()
+    for number in range(3):
+        assert waiting.record("GROUP", f"USER_{number}").wait(10)
+    assert per.accepted == 3

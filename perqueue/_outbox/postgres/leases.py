@@ -164,7 +164,9 @@ class LeasedSession(CountedSession):
 
     def stay_awake(self) -> None:
         """There is something to do, and so there may be more."""
-        self._awake_until = time.monotonic() + _AWAKE
+        now = time.monotonic()
+        self._awake_until = now + _AWAKE
+        self._look_at = min(self._look_at, now + _LOOK_AWAKE)
         self._asleep = False
 
     def request_probe(self) -> None:
