@@ -3,7 +3,7 @@
 from tests.helpers import Child, repeats
 
 FORKS = """
-queue = PerQueue(exit_timeout=0)
+queue = PerQueue()
 queue.record("GROUP", "BEFORE").wait(10)
 stop = threading.Event()
 recorded = []
