@@ -29,7 +29,8 @@ test: $(READY) ## all tests, with coverage; or some: make test ARGS="-k flush -x
 	@$(BIN)/python -m pytest --durations=10 $(COVERAGE) $(ARGS)
 
 soak: $(READY) ## the long rounds of the fault tests, an hour or so: PERQUEUE_SOAK_SECONDS for the soak itself
-	@PERQUEUE_SOAK=1 $(BIN)/python -m pytest --no-cov -s --timeout=3600 tests/faults tests/embedded/test_kill.py $(ARGS)
+	@PERQUEUE_SOAK=1 $(BIN)/python -m pytest --no-cov -s --timeout=3600 tests/faults tests/embedded/test_kill.py \
+		tests/postgres/conformance $(ARGS)
 
 bench: $(BENCH) ## what everything costs beside other libraries, into docs/; or some: make bench ARGS="--only drain"
 	@$(BIN)/python benchmarks/run.py $(ARGS)
@@ -69,7 +70,7 @@ $(READY): pyproject.toml perqueue/_version.py .ci/make-venv
 	@echo 'Setting up .venv (once, and again whenever pyproject.toml changes) ...'
 	@.ci/make-venv "$(PYTHON)" .venv
 	@$(BIN)/python -m pip install -qq --upgrade 'pip>=25.1'
-	@$(BIN)/python -m pip install -qq --group dev --editable '.[fast,sandbox,report,datasette]'
+	@$(BIN)/python -m pip install -qq --group dev --editable '.[fast,postgres,sandbox,report,datasette]'
 	@touch $@
 
 $(DOCS): $(READY)

@@ -24,6 +24,7 @@ from _frame import Row
 from _grown import GROUP, KIND, USERS
 
 from perqueue import OutboxFull, PerQueue
+from perqueue._outbox import SQLiteOutbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -151,11 +152,17 @@ def operations(paths: dict[str, Path], size: Size) -> list[Row]:
     return [*rows.values()]
 
 
+def _file(queue: PerQueue) -> SQLiteOutbox:
+    outbox = queue._outbox  # noqa: SLF001 - what the drain calls
+    assert isinstance(outbox, SQLiteOutbox)  # noqa: S101 - for the type checker
+    return outbox
+
+
 def pruning(path: Path, size: Size) -> list[Row]:
     """Measure how long pruning holds the lock that ``record()`` needs, and what that does to it."""
     rows = []
     with _closing(path) as queue:
-        outbox = queue._outbox  # noqa: SLF001 - what the drain calls
+        outbox = _file(queue)
         held: list[float] = []
         lock = outbox._lock  # noqa: SLF001 - what record() waits for
         outbox._lock = _WatchedLock(lock, held)  # type: ignore[assignment]  # noqa: SLF001
@@ -257,10 +264,10 @@ def sizes(folder: Path, count: int, grown: dict[str, Path]) -> list[Row]:
             queue.record(GROUP, USERS[number % 1000])
     rows.append(_size(path, f"{count:,} recorded", count))
     with _closing(path) as queue:
-        _grown.deliver(queue._outbox, count)  # noqa: SLF001 - what the drain calls
+        _grown.deliver(_file(queue), count)
     rows.append(_size(path, f"{count:,} delivered, 32 in flight", count))
     with _closing(path) as queue:
-        outbox = queue._outbox  # noqa: SLF001 - what the drain calls
+        outbox = _file(queue)
         while outbox.prune(2**62, 10**9, 200):
             pass
         for number in range(count):
@@ -272,7 +279,7 @@ def sizes(folder: Path, count: int, grown: dict[str, Path]) -> list[Row]:
 
 def _rows_in(path: Path) -> int:
     with _closing(path) as queue:
-        outbox = queue._outbox  # noqa: SLF001 - its counters
+        outbox = _file(queue)
         with outbox._reading() as connection:  # noqa: SLF001
             (pruned,) = connection.execute("SELECT pruned FROM perqueue_drain").fetchone()
         return outbox.position().last_id - int(pruned)

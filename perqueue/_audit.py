@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
 from perqueue._clock import datetime_from_ms, ms_from_datetime
-from perqueue._outbox import Filter, Reader, trace, trace_one
+from perqueue._outbox import Filter, open_trail
 from perqueue._report import checked_moment
 from perqueue.exceptions import ConfigurationError
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+    from perqueue._address import DatabaseURL
     from perqueue._outbox import Traced, Try
 
 HISTORY_LIMIT = 10_000
@@ -59,13 +60,13 @@ class Attempt:
     """Why it brought no acceptance; None if it did."""
 
 
-def attempts(path: Path, activity_id: int) -> list[Attempt]:
+def attempts(place: Path | DatabaseURL, activity_id: int) -> list[Attempt]:
     """See :meth:`perqueue.PerQueue.attempts`."""
     if not _is_count(activity_id):
         message = "activity_id must be a whole number"
         raise ConfigurationError(message)
-    with Reader(path) as reader:
-        found = trace_one(reader, activity_id)
+    with open_trail(place) as trail:
+        found = trail.trace_one(activity_id)
     return [as_attempt(each) for each in found[1]] if found is not None else []
 
 
@@ -77,7 +78,7 @@ def as_attempt(each: Try) -> Attempt:
 
 
 def history(
-    path: Path,
+    place: Path | DatabaseURL,
     *,
     billing_id: str | None = None,
     user_id: str | None = None,
@@ -100,8 +101,8 @@ def history(
         message = "after must be a whole number from 0, limit one from 1 or None"
         raise ConfigurationError(message)
     wanted = Filter(billing_id, user_id, activity_type_id, _ms("since", since), _ms("until", until))
-    with Reader(path) as reader:
-        return [as_record(one) for one in trace(reader, wanted, after, limit or 2**62)]
+    with open_trail(place) as trail:
+        return [as_record(one) for one in trail.trace(wanted, after, limit or 2**62)]
 
 
 def as_record(one: Traced) -> ActivityRecord:

@@ -17,7 +17,7 @@ from perqueue._complaints import where
 from perqueue._feed import Feed
 from perqueue._judge import Judge
 from perqueue._outbox import Load
-from perqueue._settler import SETTLE_BATCH, Settler
+from perqueue._settler import Settler
 from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ class Drain:
         )
         self._load = Load()
         self._changes = self._probe_requests = -1
+        self._denied_at = float("-inf")
         self._next_prune = self._next_tick = self._next_load = float("-inf")
 
         self.in_flight = 0
@@ -132,6 +133,7 @@ class Drain:
 
     def _wake(self) -> None:
         """Somebody waits: give everything one fresh attempt, as soon as Per allows one."""
+        self._outbox.stay_awake()
         self._judge.woken_at = self._clock.monotonic()
         self._pace.wake()
         self._feed.look_again(all_due=True)
@@ -142,10 +144,10 @@ class Drain:
         self._event.set()
 
     async def run(self) -> None:
-        """Drain until stopped, or until the token is refused."""
+        """Drain until stopped, until the token is refused, or until what was claimed is another's."""
         self._begin(self._position)
         try:
-            while not self._stopping and not self._is_paused():
+            while not self._stopping and not self._is_over():
                 self._tick()
                 self._turn()
                 await self._rest()
@@ -154,9 +156,11 @@ class Drain:
         finally:
             await self._finish()
 
-    def _is_paused(self) -> bool:
-        """Tell whether the token is refused, and everything is written down that was answered before."""
-        return self._judge.token_refused and not self._lanes and not len(self._settler)
+    def _is_over(self) -> bool:
+        """Tell whether this term is, and everything is written down that was answered in it."""
+        if not self._judge.token_refused and self._outbox.holds_lease():
+            return False
+        return not self._lanes and not len(self._settler)
 
     def _begin(self, position: Position) -> None:
         self._load = Load(limit=self._pace.limit)
@@ -221,7 +225,10 @@ class Drain:
     def _until_next(self, otherwise: float) -> float:
         """Return the seconds until something may be sent, if only time stands against it."""
         if self._pace.gate is not None:
-            return otherwise if self.in_flight else max(self._pace.wait(), self._pace.spacing(), 0.001)
+            denied = self._denied_at + TICK > self._clock.monotonic()
+            if self.in_flight or denied:
+                return otherwise
+            return max(self._pace.wait(), self._pace.spacing(), 0.001)
         return self._pace.spacing() or otherwise
 
     def _peek(self) -> None:
@@ -282,14 +289,18 @@ class Drain:
         if changes != self._changes:
             self._changes = changes
             self._feed.look_again()
-            requests = self._outbox.position().probe_requests
-            if requests != self._probe_requests:
-                self._probe_requests = requests
+            news = self._outbox.news()
+            self._settler.follow(news.hold)
+            if self._outbox.shared:
+                self._pass_on()
+            if news.probe_requests != self._probe_requests:
+                self._probe_requests = news.probe_requests
                 self._wake()
         now = self._clock.monotonic()
         if now >= self._next_load:
             self._next_load = now + OBSERVER_INTERVAL
             self._tell_load()
+            self._outbox.keep_lease()
         if now >= self._next_prune:
             self._next_prune = now + _PRUNE_INTERVAL  # also if that raises: delivery matters more
             wall = self._clock.time_ms()
@@ -302,6 +313,14 @@ class Drain:
         if load != self._load:
             self._outbox.set_drainer(os.getpid(), load)
             self._load = load
+
+    def _pass_on(self) -> None:
+        """Tell who waits here of what other drainers have settled."""
+        awaited = self._observer.awaited()
+        if awaited is not None:
+            self._outbox.stay_awake()
+        if awaited:
+            self._observer.on_settled(self._outbox.settled(awaited), [])
 
     # -- delivering
 
@@ -323,11 +342,25 @@ class Drain:
             return None
         if self.in_flight >= self._pace.allowance() or self._pace.spacing():
             return None
+        if not self._outbox.holds_lease() or (self._pace.gate is not None and not self._may_probe()):
+            return None
         activity = self._feed.next()
         if activity is not None:
             self._pace.sending()
             self.in_flight += 1
         return activity
+
+    def _may_probe(self) -> bool:
+        """Tell whether this drainer is to ask for all of them."""
+        may = True
+        if len(self._feed):
+            try:
+                may = self._outbox.take_probe()
+            except OutboxError:
+                may = False  # the next turn meets the error, too, and knows what to do
+        if not may:
+            self._denied_at = self._clock.monotonic()
+        return may
 
     async def _lane(self, first: Activity) -> None:
         """Send one activity after the other."""
@@ -358,7 +391,7 @@ class Drain:
     def _answered(self, activity: Activity, outcome: Outcome, sent_at: float) -> None:
         self._judge.judge(activity, outcome, sent_at)
         idle = not self.in_flight and not len(self._feed)
-        if idle or len(self._settler) >= SETTLE_BATCH or self._pace.gate is not None:
+        if idle or len(self._settler) >= self._outbox.settle_batch or self._pace.gate is not None:
             self._settler.hurry()
         elif self._feed.hungry():
             self._event.set()

@@ -147,14 +147,14 @@ class Feed:
             return 0
         self.fresh = False  # before the look: a record() during it sets it again
         try:
-            claimed = self._outbox.claim(self._cursor, want)
+            claimed = self._outbox.claim(self._cursor, max(want, self._outbox.claim_batch))
         except BaseException:
             self.fresh = True
             raise
         if not claimed:
             return 0
         self.fresh = True
-        self._cursor = claimed[-1].id
+        self._cursor = max(self._cursor, claimed[-1].id)  # others' may lie below: a dead drainer's, say
         return self._take(claimed)
 
     def _claim_due(self, want: int) -> int:
@@ -184,7 +184,7 @@ class Feed:
 
     def _take_newest(self) -> None:
         """Probe with what was recorded last: it is likeliest to have a corrected activity type."""
-        newest = self._outbox.claim(self._outbox.position().last_id - 1, 1)
+        newest = self._outbox.claim_newest()
         self._take(newest)
         for activity in newest:
             if activity.id <= self._newest_probed:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from perqueue._stats import DrainState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from pathlib import Path
 
+    from perqueue._address import DatabaseURL
     from perqueue._measures import Measures
     from perqueue._outbox import Position
     from perqueue._stats import Stats
@@ -29,13 +30,13 @@ ERROR = "error.type"
 class Where(NamedTuple):
     """Which outbox it is: what every measurement says."""
 
-    path: Path
+    place: Path | DatabaseURL
     outbox_id: str
     """The same for all processes that have it open, and for no other outbox."""
 
     def attributes(self) -> Attributes:
         """Return it as attributes."""
-        return {PATH: str(self.path), ID: self.outbox_id}
+        return {PATH: str(self.place), ID: self.outbox_id}
 
 
 class Reading(NamedTuple):
@@ -82,7 +83,9 @@ def _holds(r: Reading) -> Values:
 
 
 def _size(r: Reading) -> Values:
-    for file, path in (("database", str(r.where.path)), ("wal", f"{r.where.path}-wal")):
+    if not isinstance(r.where.place, Path):
+        return  # a database has its own metrics
+    for file, path in (("database", str(r.where.place)), ("wal", f"{r.where.place}-wal")):
         try:
             yield os.stat(path).st_size, {FILE: file}  # noqa: PTH116 - stat, never open: see the outbox's locks
         except FileNotFoundError:

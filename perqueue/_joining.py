@@ -1,7 +1,7 @@
 """Recording in a transaction of the caller's, whichever library its connection is of.
 
 None of those libraries is imported here: whoever passes a connection has imported its library. What they
-have in common is told by the outbox (:data:`perqueue._outbox.joining.Steps`), so that any backend needs no
+have in common is told by the outbox (:data:`perqueue._outbox.protocol.Steps`), so that any backend needs no
 more than its own statements.
 """
 
@@ -19,26 +19,17 @@ from perqueue.exceptions import ConfigurationError, OutboxError, PerQueueError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from perqueue._outbox import Key
-    from perqueue._outbox.joining import Steps
+    from perqueue._outbox import Key, Outbox
+    from perqueue._outbox.protocol import Steps
 
 _MISUSES = {"InterfaceError", "NotSupportedError", "ProgrammingError"}
 """What drivers raise for a connection that is closed, or another thread's, or lacks the tables (PEP 249)."""
 
 
-class Joinable(Protocol):
-    """An outbox that the caller's own transactions can record into."""
-
-    dialect: str
-
-    def joining(self, key: Key, window: tuple[int, int] | None, recorded_at: int) -> Steps:
-        """Yield what the connection has to run, and return the ID of the activity."""
-
-
 class Entry(NamedTuple):
     """An activity that is to exist exactly if the caller's transaction is committed."""
 
-    outbox: Joinable
+    outbox: Outbox
     key: Key
     window: tuple[int, int] | None
     recorded_at: int

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 from perqueue._clock import datetime_from_ms, ms_from_datetime
-from perqueue._outbox import Reader
+from perqueue._outbox import open_trail
 from perqueue._report import checked_moment
 from perqueue.exceptions import ConfigurationError, PerAPIError
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+    from perqueue._address import DatabaseURL
     from perqueue._clock import Clock
     from perqueue._outbox.tally import Count, Notebook, Period, Tally
     from perqueue._report import Report
@@ -98,7 +99,7 @@ class Reconciliation(Sequence[ReconciliationRow]):
 
 
 def reconcile(  # noqa: PLR0917 - as they come from the queue
-    path: Path,
+    place: Path | DatabaseURL,
     get_report: GetReport,
     start: datetime | str | None,
     end: datetime | str | None,
@@ -118,9 +119,9 @@ def reconcile(  # noqa: PLR0917 - as they come from the queue
     period = _period(report, start, end, (asked, clock.time_ms()))
     period = period._replace(tolerance=tolerance // timedelta(milliseconds=1))
     said = {(row.activity_type_id, row.billing_id): row.unique for row in report.rows()}
-    with Reader(path) as reader:
+    with open_trail(place) as trail:
         for pause in _PAUSES:
-            known = tally(reader, period, notebook)
+            known = tally(trail, period, notebook)
             if not pause or not _may_be_answered(said, known, asked - period.end):
                 break
             time.sleep(pause)

@@ -17,9 +17,8 @@ from perqueue._client import Reporter
 from perqueue._clock import SYSTEM_CLOCK
 from perqueue._flush import DEFAULT, Default, Flush, Told
 from perqueue._joining import Entry, ajoin, explain_lock, join
-from perqueue._lock import drain_lock, is_drained
 from perqueue._observer import Observer
-from perqueue._outbox import SQLiteOutbox
+from perqueue._outbox import open_outbox
 from perqueue._receipt import Receipt, Waiters
 from perqueue._settings import is_address, resolve_settings
 from perqueue._stats import DrainState
@@ -185,7 +184,7 @@ class PerQueue(Asking):
             from perqueue._worker import warm_up
 
             warm_up(settings)
-        self._outbox = SQLiteOutbox(
+        self._outbox = open_outbox(
             settings.outbox,
             settings.origin,
             embedded=settings.embedded,
@@ -443,7 +442,7 @@ class PerQueue(Asking):
             if measures is None
             else lambda: MeasuredDeliverer(Wire(settings), measures),
             self._observer,
-            lock=lambda: drain_lock(settings.outbox),
+            lock=self._outbox.drain_lock,
             looks_up_names=settings.transport is None and not is_address(settings.base_url),
             drain=settings.drain,
             policy=settings.retry,
@@ -585,7 +584,7 @@ class PerQueue(Asking):
         if self._closed or not (kind is None or issubclass(kind, Exception)):
             return False
         # A queue that only records can make nothing happen: it waits if another process delivers just now.
-        return self._settings.drain or is_drained(self._settings.outbox) is not False
+        return self._settings.drain or self._outbox.is_drained() is not False
 
     async def __aenter__(self) -> Self:
         return self

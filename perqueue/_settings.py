@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from perqueue._activity import checked_id
+from perqueue._address import DatabaseURL, is_database_url
 from perqueue._place import real_path
 from perqueue.exceptions import ConfigurationError, InvalidActivity, OutboxError
 
@@ -78,7 +79,7 @@ class ClientSettings:
 class Settings(ClientSettings):
     """Every option of a :class:`perqueue.PerQueue`, as it is in force."""
 
-    outbox: Path
+    outbox: Path | DatabaseURL
     drain: bool = True
     embedded: bool = False
     max_in_flight: int = 32
@@ -110,7 +111,7 @@ def resolve_settings(environ: Mapping[str, str] = os.environ, **options: Any) ->
     Raises :class:`ConfigurationError`.
     """
     resolved = _client_options(environ, options)
-    resolved["outbox"] = outbox_path(options["outbox"] or environ.get("PERQUEUE_OUTBOX"))
+    resolved["outbox"] = outbox_place(options["outbox"] or environ.get("PERQUEUE_OUTBOX"))
     drain = options["drain"]
     if drain is None:
         drain = _flag(environ.get("PERQUEUE_DRAIN") or "true")
@@ -122,6 +123,9 @@ def resolve_settings(environ: Mapping[str, str] = os.environ, **options: Any) ->
         )
         raise ConfigurationError(message)
     resolved["embedded"] = _bool("embedded", options["embedded"])
+    if resolved["embedded"] and isinstance(resolved["outbox"], DatabaseURL):
+        message = "embedded is for SQLite files: in PostgreSQL, record(connection=...) works without it"
+        raise ConfigurationError(message)
     resolved["max_in_flight"] = _count("max_in_flight", options["max_in_flight"], 1024)
     resolved["max_pending"] = _count("max_pending", options["max_pending"])
     if options["durability"] not in ("process", "power"):
@@ -282,6 +286,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def outbox_place(outbox: object) -> Path | DatabaseURL:
+    """Return where the option ``outbox`` says; raise :class:`ConfigurationError`."""
+    return DatabaseURL(str(outbox)) if is_database_url(outbox) else outbox_path(outbox)
+
+
 def outbox_path(outbox: object) -> Path:
     """Return the absolute path that the option ``outbox`` names; raise :class:`ConfigurationError`."""
     if outbox is None or outbox == "":
@@ -295,7 +304,7 @@ def outbox_path(outbox: object) -> Path:
         message = "outbox must be the path of a file on disk"
         raise ConfigurationError(message)
     if "://" in text:
-        message = "outbox must be a file path: databases on a server are not available in this version"
+        message = "outbox must be the path of a file on disk, or a postgresql:// URL"
         raise ConfigurationError(message)
     try:
         # The real path: SQLite names -wal and -shm by it, and so must the drain's lock be.

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from perqueue._outbox import Outbox, Position
     from perqueue._pace import Pace
 
-SETTLE_DELAY = 0.01
-"""Seconds that outcomes gather for one transaction."""
-SETTLE_BATCH = 64
 REFUSAL_STREAK = 20
 """Refusals in a row for one reason, with nothing accepted, that mean it is not the activities' fault."""
 
@@ -37,6 +34,9 @@ class Observer(Protocol):
 
     def on_tick(self) -> None:
         """Called every two seconds or so."""
+
+    def awaited(self) -> list[int] | None:
+        """Return the activities that somebody waits for; None if nobody waits for anything."""
 
 
 class Settler:
@@ -68,6 +68,7 @@ class Settler:
         self._streak_reason: str | None = None
         self._hold: Hold | None = None
         self._stored: tuple[Gate, float] | None = None
+        self._shares = False  # whether the hold that is stored concerns other drainers, too
         self.due_at: float | None = None
         """When the outcomes that have gathered are to be written (monotonic seconds)."""
 
@@ -77,7 +78,8 @@ class Settler:
     def begin(self, position: Position, retry_after_cap: float) -> None:
         """Take over what an earlier drainer had stored: a wait that Per asked for, a pause, a streak."""
         hold = self._hold = position.hold
-        if hold is not None and hold.kind in (Gate.RETRY_AFTER, Gate.REFUSED):
+        lasting = {Gate.RETRY_AFTER, Gate.REFUSED} | ({Gate.BACKING_OFF} if self._outbox.shared else set())
+        if hold is not None and hold.kind in lasting:
             longest = PROBE_INTERVAL if hold.kind == Gate.REFUSED else retry_after_cap
             left = min(hold.until - self._clock.time_ms(), hold.wait_ms)  # the clock may have been set back
             wait = min(max(0, left) / 1000, longest)
@@ -91,6 +93,40 @@ class Settler:
             since = position.rejections - position.refusal_streak
             refused = self._outbox.rejected_since(since, REFUSAL_STREAK - 1)
             self._streak = [activity.id for activity in refused if activity.reason == self._streak_reason]
+
+    def follow(self, hold: Hold | None) -> None:
+        """Wait with the other drainers, where there are any, and try when one of them got through."""
+        known = self._hold
+        if hold is None:
+            if self._shares and known is not None and self._pace.gate is not None:
+                self._hold = self._stored = None
+                self._shares = False
+                self._pace.wake()
+            return
+        self._shares = True
+        if known is not None and hold.number <= known.number:
+            return
+        self._hold = hold
+        if hold.kind == Gate.BAD_TOKEN:
+            return  # another's: this one's may be good
+        if hold.kind == Gate.REFUSED and self._streak_reason == hold.reason:
+            hold = self._take_back(hold)
+        wait = max(0, min(hold.until - self._clock.time_ms(), hold.wait_ms)) / 1000
+        self._pace.failures += 1  # the fleet's round, whoever tried
+        self._pace.resume(Gate(hold.kind), hold.reason, wait)
+        self._stored = (Gate(hold.kind), self._pace.closed_at)
+        self._observer.on_hold(hold)
+
+    def _take_back(self, hold: Hold) -> Hold:
+        """Make those pending again that were refused here while another drainer found out why."""
+        self.settle(now=True)
+        if self._streak:
+            taken = (self._streak, hold)
+            hold = self._outbox.settle([], drained_through=0, refusals=(0, None), take_back=taken) or hold
+            self._hold = hold
+            self.end_streak()
+            self._feed.look_again()
+        return hold
 
     @property
     def is_streak(self) -> bool:
@@ -118,7 +154,7 @@ class Settler:
     ) -> None:
         """Take an outcome; it is written soon, together with others."""
         if self.due_at is None:
-            self.due_at = self._clock.monotonic() + SETTLE_DELAY
+            self.due_at = self._clock.monotonic() + self._outbox.settle_delay
             self._wake()  # whoever rests must learn of it
         self._outcomes.append(
             Settlement(
@@ -143,7 +179,7 @@ class Settler:
             return
         while self._outcomes:
             # With a streak all at once, so that no one ever sees those refused that are taken back.
-            batch = self._outcomes[: None if self.is_streak else 2 * SETTLE_BATCH]
+            batch = self._outcomes[: None if self.is_streak else 2 * self._outbox.settle_batch]
             take_back = None
             if self.is_streak:
                 take_back = (self._streak, self._new_hold(Gate.REFUSED, self._streak_reason))
@@ -169,10 +205,10 @@ class Settler:
 
     def _report(self, batch: list[Settlement]) -> None:
         outcomes, rejected = {}, []
-        taken_back = self._streak if self.is_streak else ()
+        unknown = {*self._outbox.lost, *(self._streak if self.is_streak else ())}
         for settlement in batch:
             state = TRANSITIONS[State.PENDING, settlement.event]
-            if state is State.PENDING or settlement.activity.id in taken_back:
+            if state is State.PENDING or settlement.activity.id in unknown:
                 continue
             outcomes[settlement.activity.id] = Settled(
                 state=state,

@@ -33,6 +33,7 @@ __all__ = [
     "new_event",
     "new_thread",
     "original",
+    "pause",
 ]
 
 _POLL = 0.005
@@ -113,7 +114,7 @@ def is_current(thread: Thread | None) -> bool:
     return thread is not None and thread.ident == _get_ident()
 
 
-def _pause(seconds: float) -> None:
+def pause(seconds: float) -> None:
     """Let other greenlets go on, if the caller is one."""
     (native_sleep if _get_ident() in _ours else time.sleep)(seconds)
 
@@ -136,7 +137,7 @@ class _PolledEvent:
             left = _POLL if deadline is None else deadline - time.monotonic()
             if left <= 0:
                 return False
-            _pause(min(left, _POLL))
+            pause(min(left, _POLL))
         return True
 
 

@@ -18,26 +18,22 @@ from perqueue._complaints import Complaints, where
 from perqueue._drain import OUTBOX, Drain
 from perqueue._loop import DaemonResolver, DeliveryLoop
 from perqueue._pace import Pace
-from perqueue._settler import Observer
 from perqueue._stats import Gate
 from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from filelock import BaseFileLock
-
     from perqueue._activity import Activity, Outcome
     from perqueue._clock import Clock
-    from perqueue._outbox import Outbox
+    from perqueue._outbox import DrainLock, Outbox
     from perqueue._settings import ClientSettings, RetryPolicy
+    from perqueue._settler import Observer
 
 log = logging.getLogger("perqueue")
 
 ELECTION_INTERVAL = 1.0
 """Seconds between two tries for the drain lock: a dead drainer is replaced within two."""
-FOLLOW_INTERVAL = 0.05
-"""Seconds between two looks at another process's outcomes, while somebody here waits for them."""
 
 _abandoned: list[object] = []
 
@@ -68,13 +64,6 @@ class Deliverer(Protocol):
         """Close connections."""
 
 
-class WorkerObserver(Observer, Protocol):
-    """What the worker tells and asks, beyond what the drain does."""
-
-    def awaited(self) -> list[int] | None:
-        """Return the activities that somebody waits for; None if nobody waits for anything."""
-
-
 class Worker:
     """One thread, started on demand, that drains or follows until it is stopped."""
 
@@ -82,9 +71,9 @@ class Worker:
         self,
         outbox: Outbox,
         deliverer: Callable[[], Deliverer],
-        observer: WorkerObserver,
+        observer: Observer,
         *,
-        lock: Callable[[], BaseFileLock],
+        lock: Callable[[], DrainLock],
         looks_up_names: bool,
         drain: bool,
         policy: RetryPolicy,
@@ -279,7 +268,7 @@ class Worker:
             with suppress(OSError):
                 lock.release(force=True)
 
-    async def _term(self, deliverer: Deliverer, lock: BaseFileLock) -> None:
+    async def _term(self, deliverer: Deliverer, lock: DrainLock) -> None:
         """Drain if elected; otherwise follow what the elected process does for a while."""
         paused = self.pace.gate is Gate.BAD_TOKEN and self.pace.wait() > 0 and not self._nudged
         if paused:
@@ -308,7 +297,7 @@ class Worker:
             self._drain = None
             lock.release()
 
-    def _elected(self, lock: BaseFileLock) -> bool:
+    def _elected(self, lock: DrainLock) -> bool:
         from filelock import Timeout
 
         try:
@@ -332,9 +321,9 @@ class Worker:
         """Pass on what another process settles, until it is time for the next election."""
         until = self._clock.monotonic() + seconds
         paused = self._drains and not self.standby and self.pace.gate is Gate.BAD_TOKEN
-        asked = self._outbox.position().probe_requests if paused else 0
+        asked = self._outbox.news().probe_requests if paused else 0
         while not self._stopping:
-            if paused and self._outbox.position().probe_requests != asked:
+            if paused and self._outbox.news().probe_requests != asked:
                 self._nudged = True  # somebody waits in another process
             if self._nudged and (self.standby or not self._drains):
                 self._nudged = False
@@ -349,7 +338,7 @@ class Worker:
             if left <= 0:
                 return
             watching = paused or awaited is not None
-            await self._rest(min(left, FOLLOW_INTERVAL) if watching else left)
+            await self._rest(min(left, self._outbox.follow_interval) if watching else left)
 
     def _pass_on(self, awaited: list[int]) -> None:
         changes = self._outbox.change_counter()
@@ -358,7 +347,7 @@ class Worker:
         self._changes = changes
         outcomes = self._outbox.settled(awaited)
         self._observer.on_settled(outcomes, [])
-        hold = self._outbox.position().hold
+        hold = self._outbox.news().hold
         if hold is not None:
             self._observer.on_hold(hold)
 

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any, Final
 from perqueue import _ending
 from perqueue._audit import ActivityRecord, history
 from perqueue._recorder import PerQueue
-from perqueue._settings import RetryPolicy, outbox_path
-from perqueue.exceptions import ConfigurationError, PerQueueError, QueueClosed
+from perqueue._settings import RetryPolicy, outbox_place
+from perqueue.exceptions import ConfigurationError, OutboxMismatch, PerQueueError, QueueClosed
 from perqueue.sandbox import (
     BadToken,
     Latency,
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
+    from perqueue._address import DatabaseURL
+
 __all__ = ["LocalPer", "assert_delivered", "assert_recorded", "sandbox_environment", "sandbox_queue"]
 
 _UNSET: Final = ("ACTIVITY_TYPE_ID", "PERQUEUE_DRAIN")
@@ -50,7 +52,7 @@ _UNSET: Final = ("ACTIVITY_TYPE_ID", "PERQUEUE_DRAIN")
 _SHOWN: Final = 20
 _IDS: Final = ("billing_id", "user_id", "activity_type_id")
 
-_began: dict[Path, int] = {}
+_began: dict[Path | DatabaseURL, int] = {}
 """Outboxes that several tests share -> the last activity of those before the present one."""
 
 
@@ -168,7 +170,7 @@ def sandbox_environment(
         if outbox is None:
             outbox = Path(stack.enter_context(TemporaryDirectory(prefix="perqueue-"))) / "activities.db"
         stack.enter_context(_variables(per.environment(outbox)))
-        stack.callback(_close_queues, outbox_path(outbox))
+        stack.callback(_close_queues, outbox_place(outbox))
         stack.callback(per.recover)
         yield per
 
@@ -189,29 +191,29 @@ def _variables(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _open_queues(path: Path) -> list[PerQueue]:
+def _open_queues(place: Path | DatabaseURL) -> list[PerQueue]:
     queues = [queue for queue in list(_ending._open) if isinstance(queue, PerQueue)]  # noqa: SLF001
-    return [queue for queue in queues if queue._settings.outbox == path]  # noqa: SLF001
+    return [queue for queue in queues if queue._settings.outbox == place]  # noqa: SLF001
 
 
-def _close_queues(path: Path) -> None:
-    for queue in _open_queues(path):
+def _close_queues(place: Path | DatabaseURL) -> None:
+    for queue in _open_queues(place):
         queue._close(0.5)  # noqa: SLF001
-    _began.pop(path, None)
+    _began.pop(place, None)
 
 
 def begin_test(per: LocalPer, outbox: str | os.PathLike[str]) -> None:
     """Let a test that shares a Per and an outbox with earlier ones see nothing of them."""
     per.recover()
-    path = outbox_path(outbox)
-    for queue in _open_queues(path):
+    place = outbox_place(outbox)
+    for queue in _open_queues(place):
         with suppress(PerQueueError):
             if queue._settings.drain and queue.stats().pending:  # noqa: SLF001
                 queue.flush(timeout=2)
     per.reset()
-    recorded = history(path, limit=None, after=_began.get(path, 0)) if path.exists() else []
+    recorded = _since_then(place)
     if recorded:
-        _began[path] = recorded[-1].id
+        _began[place] = recorded[-1].id
 
 
 def assert_recorded(
@@ -236,14 +238,14 @@ def assert_recorded(
     """
     __tracebackhide__ = True
     wanted = _given(billing_id, user_id, activity_type_id)
-    path, records = _recorded(outbox)
+    place, records = _recorded(outbox)
     found = sum(not _differing(record, wanted) for record in records)
     if found == times or (times is None and found):
         return
     expected = "at least 1" if times is None else str(times)
     raise AssertionError(
         f"expected {expected} recorded with {_words(wanted)}, found {found}\n"
-        f"{_listed('recorded', records, wanted)}\noutbox: {path}" + ("" if records else f"\n{_hint(path)}")
+        f"{_listed('recorded', records, wanted)}\noutbox: {place}" + ("" if records else f"\n{_hint(place)}")
     )
 
 
@@ -278,14 +280,25 @@ def assert_delivered(
     )
 
 
-def _recorded(outbox: PerQueue | str | os.PathLike[str] | None) -> tuple[Path, list[ActivityRecord]]:
+def _recorded(
+    outbox: PerQueue | str | os.PathLike[str] | None,
+) -> tuple[Path | DatabaseURL, list[ActivityRecord]]:
     if isinstance(outbox, PerQueue):
-        path = outbox._settings.outbox  # noqa: SLF001
+        place = outbox._settings.outbox  # noqa: SLF001
         with suppress(QueueClosed):  # the application's shutdown may have closed it
-            return path, outbox.history(limit=None, after=_began.get(path, 0))
+            return place, outbox.history(limit=None, after=_began.get(place, 0))
     else:
-        path = outbox_path(outbox or os.environ.get("PERQUEUE_OUTBOX"))
-    return path, history(path, limit=None, after=_began.get(path, 0)) if path.exists() else []
+        place = outbox_place(outbox or os.environ.get("PERQUEUE_OUTBOX"))
+    return place, _since_then(place)
+
+
+def _since_then(place: Path | DatabaseURL) -> list[ActivityRecord]:
+    """Return what is in an outbox, if there is one, since the test began."""
+    if isinstance(place, Path) and not place.exists():
+        return []
+    with suppress(OutboxMismatch):  # a database without one
+        return history(place, limit=None, after=_began.get(place, 0))
+    return []
 
 
 def _given(*ids: str | None) -> dict[str, str]:
@@ -324,10 +337,11 @@ def _listed(
     return "\n".join(lines)
 
 
-def _hint(path: Path) -> str:
-    if not path.exists():
+def _hint(place: Path | DatabaseURL) -> str:
+    if isinstance(place, Path) and not place.exists():
         return "There is no such file yet: was a queue made, and for this outbox?"
-    others = {queue._settings.outbox for queue in list(_ending._open) if isinstance(queue, PerQueue)} - {path}  # noqa: SLF001
+    queues = [queue for queue in list(_ending._open) if isinstance(queue, PerQueue)]  # noqa: SLF001
+    others = {queue._settings.outbox for queue in queues} - {place}  # noqa: SLF001
     if others:
         return f"This process has queues on other outboxes: {', '.join(sorted(map(str, others)))}"
     return "Was record() called, and on a queue for this outbox?"

@@ -10,10 +10,13 @@ from hypothesis import settings
 
 from perqueue import PerQueue
 from perqueue.sandbox import Sandbox
+from tests import postgresql
 
 # A busy machine is slow now and then; pytest's own timeout catches what hangs.
 settings.register_profile("perqueue", deadline=None)
 settings.load_profile("perqueue")
+
+database = postgresql.database
 
 ENVIRONMENT = (
     "ACTIVITY_TYPE_ID",

@@ -1,16 +1,29 @@
 """Durable storage of activities and their outcomes."""
 
+from perqueue._outbox.open import (
+    AnOnlooker,
+    Operator,
+    bring_up_to_date,
+    open_as_operator,
+    open_outbox,
+    open_to_look,
+    open_trail,
+)
 from perqueue._outbox.operator import OperatorOutbox
-from perqueue._outbox.protocol import Hold, Key, Load, Outbox, Position, Settled
+from perqueue._outbox.protocol import DrainLock, Hold, Key, Load, News, Outbox, Position, Settled
 from perqueue._outbox.reader import Reader
 from perqueue._outbox.sqlite import SQLiteOutbox
 from perqueue._outbox.trail import Filter, Traced, Try, trace, trace_one
 
 __all__ = [
+    "AnOnlooker",
+    "DrainLock",
     "Filter",
     "Hold",
     "Key",
     "Load",
+    "News",
+    "Operator",
     "OperatorOutbox",
     "Outbox",
     "Position",
@@ -19,6 +32,11 @@ __all__ = [
     "Settled",
     "Traced",
     "Try",
+    "bring_up_to_date",
+    "open_as_operator",
+    "open_outbox",
+    "open_to_look",
+    "open_trail",
     "trace",
     "trace_one",
 ]

@@ -15,12 +15,7 @@ from perqueue._outbox.coalescing import CoalescedSession
 from perqueue.exceptions import ConfigurationError, OutboxFull
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
-    from perqueue._outbox.protocol import Key
-
-    Steps = Generator[tuple[str, tuple[object, ...]], list[Any], int]
-    """Yields a statement with ``?`` for its values, is sent the rows that it gives, returns an ID."""
+    from perqueue._outbox.protocol import Key, Steps
 
 # Whoever reads first may find, when it comes to writing, that somebody else has written meanwhile: SQLite
 # refuses that at once, whatever the timeout. So the first statement writes, and asks on its way. A sum has
@@ -48,7 +43,6 @@ class JoinedSession(CoalescedSession):
     """An outbox file into which the application's own transactions can record."""
 
     dialect = "sqlite"
-    """What SQLAlchemy and Django call this kind of database."""
 
     _max_pending: int
 

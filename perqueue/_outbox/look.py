@@ -60,6 +60,8 @@ class Look(NamedTuple):
     """The newest requests that brought no acceptance."""
     refusals: list[Request]
     """The newest refusals that nobody has requeued or discarded."""
+    drainers: tuple[tuple[str, int], ...] | None = None
+    """Host and process of everybody who drains; None where only a lock can tell."""
 
 
 class Onlooker(Positions):

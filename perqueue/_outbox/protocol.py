@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Generator, Iterable, Sequence
 
     from perqueue._activity import Activity, Settlement, State
+
+    Steps = Generator[tuple[str, tuple[object, ...]], list[Any], int]
+    """Yields a statement with ``?`` for its values, is sent the rows that it gives, returns an ID."""
 
 
 Key = tuple[str, str, str]
@@ -39,6 +42,15 @@ class Load(NamedTuple):
     """Requests a second that Per seems to take; None: it has not asked for fewer."""
 
 
+class News(NamedTuple):
+    """What other processes may have changed."""
+
+    probe_requests: int
+    """How often somebody asked, from any process, for a probe at once."""
+    hold: Hold | None
+    """Why nothing is sent."""
+
+
 class Position(NamedTuple):
     """The outbox at one moment, all of it O(1)."""
 
@@ -67,10 +79,14 @@ class Position(NamedTuple):
     missing: int = 0
     """Of the damaged ones, those that must be pending by the counters, and are not there."""
     load: Load = Load()
+    counted: int | None = None
+    """How many are pending, where IDs have gaps and do not tell."""
 
     @property
     def pending(self) -> int:
         """How many activities are pending."""
+        if self.counted is not None:
+            return self.counted
         left = self.last_id - self.accepted - self.rejected - self.discarded - self.damaged
         return max(left, 0 if self.oldest_pending is None else 1)  # counters can be damaged, too
 
@@ -84,11 +100,40 @@ class Settled(NamedTuple):
     settled_at: int
 
 
+class DrainLock(Protocol):
+    """Who has it may drain. filelock's, where only one may at a time."""
+
+    def acquire(self) -> object:
+        """Take it at once; raise ``filelock.Timeout`` if another process has it."""
+
+    def release(self, force: bool = False) -> None:  # noqa: FBT001, FBT002 - filelock's
+        """Let go of it."""
+
+
 class Outbox(Protocol):
     """Durable storage of activities and their outcomes.
 
     Every method may raise :class:`~perqueue.OutboxError`, and none raises anything of the storage's own.
     """
+
+    dialect: str
+    """What SQLAlchemy and Django call this kind of database."""
+    shared: bool
+    """Whether several may drain it at a time."""
+    claim_batch: int
+    """Fewest activities to claim at a time."""
+    settle_batch: int
+    """Outcomes that are enough for a transaction,"""
+    settle_delay: float
+    """or seconds for which they gather."""
+    follow_interval: float
+    """Seconds between two looks at another process's outcomes, while somebody here waits for them."""
+    lost: Collection[int]
+    """Activities of the latest :meth:`settle` that had become another drainer's: nothing was written."""
+
+    @property
+    def outbox_id(self) -> str:
+        """What this outbox is told from all others by, wherever it lies."""
 
     def append(self, billing_id: str, user_id: str, activity_type_id: str, recorded_at: int) -> int:
         """Commit one activity and return its ID."""
@@ -98,6 +143,12 @@ class Outbox(Protocol):
 
         ``window`` is its beginning and its end, in milliseconds since the epoch. One that Per refused stands
         for no other.
+        """
+
+    def joining(self, key: Key, window: tuple[int, int] | None, recorded_at: int) -> Steps:
+        """Yield what a connection has to run to make an activity part of its transaction; return the ID.
+
+        The first statement writes nothing.
         """
 
     def refusals(self) -> int:
@@ -117,6 +168,27 @@ class Outbox(Protocol):
 
     def claim_waiting(self, after: int, limit: int) -> list[Activity]:
         """Return pending activities above an ID that wait on their own account, whatever their time."""
+
+    def claim_newest(self) -> list[Activity]:
+        """Return the activity that was recorded last, if this drainer may send it."""
+
+    def drain_lock(self) -> DrainLock:
+        """Return what a process must hold to drain: one at a time, or any number of them."""
+
+    def is_drained(self) -> bool | None:
+        """Tell whether some process drains now; None if this user may not know."""
+
+    def holds_lease(self) -> bool:
+        """Tell whether what was claimed is still this drainer's: if not, nothing of it may be sent."""
+
+    def keep_lease(self) -> None:
+        """Say that this drainer is alive; called every two seconds or so."""
+
+    def stay_awake(self) -> None:
+        """Look for what others did more often, for a while."""
+
+    def take_probe(self) -> bool:
+        """Tell whether this drainer, of all of them, may ask whether Per answers again."""
 
     def settle(
         self,
@@ -143,6 +215,9 @@ class Outbox(Protocol):
 
     def position(self) -> Position:
         """Return counters and watermark."""
+
+    def news(self) -> News:
+        """Return what other processes may have changed: less than the position, and cheaper."""
 
     def settled(self, activity_ids: Iterable[int]) -> dict[int, Settled]:
         """Return the outcomes of those that have one."""

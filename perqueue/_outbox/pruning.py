@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from perqueue._activity import State
 from perqueue._outbox.connection import retry_busy
 from perqueue._outbox.damage import is_corrupt, is_sound, one_row
 from perqueue._outbox.session import Session
+from perqueue._outbox.sweep import Sweep
 from perqueue.exceptions import OutboxError
 
-_RECENT_SKIPPED = 2000
-"""Settled activities in a row, too young to be pruned, after which a sweep goes elsewhere, then ends."""
+if TYPE_CHECKING:
+    from pathlib import Path
+
 _KEPT = (
     "SELECT coalesce(accepted + discarded - pruned, 0),"
     " (SELECT coalesce(max(id), 0) FROM perqueue_activity) FROM perqueue_drain"
@@ -29,10 +31,9 @@ _PRUNED = "UPDATE perqueue_drain SET pruned = pruned + ?, trail_lost_through = m
 class PrunedSession(Session):
     """An outbox file whose settled rows are deleted after a time."""
 
-    _pruned_through = 0
-    _explored_through = 0
-    _exploring = False
-    _recent = 0
+    def __init__(self, path: Path, origin: str | None, *, create: bool, embedded: bool | None = None) -> None:
+        self._sweep = Sweep()
+        super().__init__(path, origin, create=create, embedded=embedded)
 
     def prune(self, before: int, keep: int, limit: int) -> bool:
         """Look at ``limit`` settled activities and delete those settled before a time or beyond ``keep``.
@@ -49,16 +50,16 @@ class PrunedSession(Session):
         except OutboxError as error:
             if not is_corrupt(error.__cause__):
                 raise
-            self._pruned_through = 0  # what lies beyond the damage stays: delivery must not wait for this
+            self._sweep.begin_anew()  # what lies beyond the damage stays: delivery must not wait for this
             return False
-        self._recent = 0 if old else self._recent + len(rows) * recent
-        return self._go_on(rows[-1][0] if len(rows) == limit else None)
+        through = rows[-1][0] if len(rows) == limit else None
+        return self._sweep.looked(len(rows), through=through, found=bool(old), recent=recent)
 
     def _look(self, limit: int) -> tuple[list[Any], int, int]:
         """Return the next settled rows, how many there are in all, and the highest ID."""
         with self._reading() as connection:
             kept, highest = retry_busy(lambda: one_row(connection, _KEPT))
-            values = (self._pruned_through, limit)
+            values = (self._sweep.through, limit)
             return retry_busy(lambda: connection.execute(_SETTLED, values).fetchall()), kept, highest
 
     def _delete(self, old: list[int], latest: int) -> None:
@@ -68,28 +69,6 @@ class PrunedSession(Session):
             connection.executemany(_DELETE.format("activity", "id"), runs)
             pruned = connection.executemany(_DELETE.format("settlement", "activity_id"), runs).rowcount
             connection.execute(_PRUNED, (pruned, latest))
-
-    def _go_on(self, looked_through: int | None) -> bool:
-        """Decide where to look next; ``looked_through`` is None at the end of the table.
-
-        The oldest come first. But some of the first may have been delivered late, and say nothing about
-        those behind them: each sweep also goes on for a while where the one before it ended.
-        """
-        if looked_through is not None and self._recent < _RECENT_SKIPPED:
-            self._pruned_through = looked_through
-            return True
-        self._recent = 0
-        if looked_through is None:
-            self._explored_through = 0
-        elif not self._exploring:
-            self._exploring = True
-            self._pruned_through = max(looked_through, self._explored_through)
-            return True
-        else:
-            self._explored_through = looked_through
-        self._exploring = False
-        self._pruned_through = 0
-        return False
 
 
 def _choose(rows: list[Any], before: int, surplus: int, highest: int) -> tuple[list[int], bool, int]:

@@ -9,6 +9,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from perqueue._activity import TRANSITIONS, Activity, State, checksum
+from perqueue._outbox.alone import Alone
 from perqueue._outbox.connection import BUSY_TIMEOUT, is_busy, outbox_error, retry_busy, storage_errors
 from perqueue._outbox.damage import corrupt, is_sound, one_row, settlement_checksum
 from perqueue._outbox.joining import JoinedSession
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 _FOREVER = 2**62
 
 
-class SQLiteOutbox(JoinedSession):
+class SQLiteOutbox(JoinedSession, Alone):
     """An :class:`~perqueue._outbox.protocol.Outbox` in a file of its own, or in an application's."""
 
     def __init__(

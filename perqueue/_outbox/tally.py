@@ -13,26 +13,15 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from perqueue._activity import State
 from perqueue._answers import may_have_counted
-from perqueue._outbox.trail import STORED, bounds, state_of
 from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from perqueue._outbox.reader import Reader
+    from perqueue._outbox.open import Trail
 
     Key = tuple[str, str, str]
 
-# Of what was recorded long before, most was settled long before: those are left out by SQLite itself.
-_RELEVANT = (
-    f"{STORED} WHERE a.id BETWEEN ? AND ? AND (a.recorded_at >= ? OR s.settled_at >= ?"
-    " OR s.activity_id IS NULL) ORDER BY a.id"
-)
-_ATTEMPTED = (
-    "SELECT activity_id, reason FROM perqueue_attempt"
-    " WHERE activity_id BETWEEN ? AND ? AND attempted_at <= ? AND attempted_at + duration_ms >= ?"
-)
-_LOST = "SELECT trail_lost_through FROM perqueue_drain"
 _TABLE = (
     "CREATE TABLE did (kind TEXT, billing_id TEXT, user_id TEXT, what INTEGER,"
     " PRIMARY KEY (kind, billing_id, user_id)) WITHOUT ROWID"
@@ -147,7 +136,7 @@ class Tally(NamedTuple):
     """Activities that cannot be counted, because nobody knows whose they are."""
 
 
-def tally(reader: Reader, period: Period, notebook: Notebook | None = None) -> Tally:
+def tally(trail: Trail, period: Period, notebook: Notebook | None = None) -> Tally:
     """Count what concerns a period, and note what is late, uncertain, pending or rejected.
 
     Raises :class:`~perqueue.OutboxError`, also if there is no room for what does not fit into memory.
@@ -156,20 +145,18 @@ def tally(reader: Reader, period: Period, notebook: Notebook | None = None) -> T
         notebook.begin()
     damaged = 0
     did: dict[Key, int] = defaultdict(int)
-    first, last = bounds(reader, None, period.end_at_most + period.tolerance + 2 * _ROUNDING_MS)
     with _room(), closing(sqlite3.connect("", isolation_level=None)) as gathered:
         for pragma in ("journal_mode = OFF", "cache_size = -65536"):
             gathered.execute(f"PRAGMA {pragma}")
         gathered.execute(_TABLE)
-        for low, high in reader.slices(first - 1, last):
-            damaged += _look(reader, period, (low, high), did, notebook)
+        for low, high in trail.slices_until(period.end_at_most + period.tolerance + 2 * _ROUNDING_MS):
+            damaged += _look(trail, period, (low, high), did, notebook)
             if len(did) >= _MOST_GATHERED:
                 _store(gathered, did)
                 did.clear()
         _store(gathered, did)
         counts = [Count(*row) for row in gathered.execute(_COUNT)]
-    ((lost_through,),) = reader.rows(_LOST)  # last, for what was pruned meanwhile
-    return Tally(counts, lost_through, damaged)
+    return Tally(counts, trail.lost_through(), damaged)  # asked last, for what was pruned meanwhile
 
 
 @contextmanager
@@ -188,7 +175,7 @@ def _store(gathered: sqlite3.Connection, did: Mapping[Key, int]) -> None:
 
 
 def _look(
-    reader: Reader,
+    trail: Trail,
     period: Period,
     numbers: tuple[int, int],
     did: dict[Key, int],
@@ -198,33 +185,28 @@ def _look(
     certain = edges(period)
     unanswered = {
         activity_id
-        for activity_id, reason in reader.rows(_ATTEMPTED, (*numbers, certain.latest, certain.earliest))
+        for activity_id, reason in trail.attempted(*numbers, certain.earliest, certain.latest)
         if isinstance(reason, str) and may_have_counted(reason)
     }
     damaged = 0
-    for row in reader.rows(_RELEVANT, (*numbers, certain.earliest, certain.earliest)):
-        state = state_of(row)
+    relevant = trail.relevant(*numbers, certain.earliest)
+    for activity_id, key, recorded_at, state, answered, duration in relevant:
         if state is State.DAMAGED:
             damaged += 1
             continue
-        activity_id, billing_id, user_id, kind, recorded_at = row[:5]
         what = _RECORDED if period.start <= recorded_at <= period.end else 0
         if state is State.ACCEPTED:
-            what |= _arrival(period, certain, recorded_at, row[8], _sound(row[12]))
+            what |= _arrival(period, certain, recorded_at, answered, duration)
         elif what:
             what |= _PENDING if state is State.PENDING else _REJECTED
         if notebook is not None and what & _NOTABLE:
             name = next(name for name, flag in _KINDS.items() if what & flag)
-            notebook.note(activity_id, (kind, billing_id), recorded_at, name)
+            notebook.note(activity_id, key[:2], recorded_at, name)
         if activity_id in unanswered:
             what |= _UNANSWERED
         if what:
-            did[kind, billing_id, user_id] |= what
+            did[key] |= what
     return damaged
-
-
-def _sound(duration: object) -> int:
-    return max(0, duration) if isinstance(duration, int) else 0  # no checksum covers it
 
 
 class Edges(NamedTuple):

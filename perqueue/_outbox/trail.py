@@ -87,10 +87,10 @@ class Filter(NamedTuple):
     until: int | None = None
     """Recorded before then."""
 
-    def sql(self) -> tuple[str, list[object]]:
-        """Return conditions and their values."""
-        columns = ("billing_id = ?", "user_id = ?", "activity_type_id = ?", "recorded_at >= ?")
-        given = [*zip((*columns, "recorded_at < ?"), self, strict=True)]
+    def sql(self, value: str = "?") -> tuple[str, list[object]]:
+        """Return conditions and their values; ``value`` stands for each of them."""
+        columns = ("billing_id =", "user_id =", "activity_type_id =", "recorded_at >=", "recorded_at <")
+        given = [*zip((f"{column} {value}" for column in columns), self, strict=True)]
         wanted = [(condition, value) for condition, value in given if value is not None]
         return "".join(f" AND a.{condition}" for condition, _ in wanted), [value for _, value in wanted]
 

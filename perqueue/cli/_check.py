@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
@@ -14,7 +15,7 @@ from perqueue.cli._sight import Sight, fields, see
 from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from perqueue._address import DatabaseURL
 
 
 class Verdict(NamedTuple):
@@ -35,14 +36,16 @@ class Limits(NamedTuple):
     """How many damaged or missing ones somebody knows of."""
 
 
-def check(path: Path, limits: Limits) -> tuple[Verdict, Sight | None]:
+def check(path: Path | DatabaseURL, limits: Limits) -> tuple[Verdict, Sight | None]:
     """Look once, and say whether all is well; a file that cannot be looked at is not."""
-    from perqueue._outbox.look import Onlooker
+    from perqueue._outbox import open_to_look
 
     try:
-        if not path.exists():  # and is not created: a probe of a wrong path must not make it right
+        if (
+            isinstance(path, Path) and not path.exists()
+        ):  # and is not created: a probe of a wrong path must not make it right
             return Verdict(healthy=False, why=f"there is no outbox at {path} -> is the path right?"), None
-        sight = see(Onlooker(path), path)
+        sight = see(open_to_look(path), path)
     except OutboxError as error:
         return Verdict(healthy=False, why=str(error)), None
     except OSError as error:
@@ -75,7 +78,7 @@ def _verdict(sight: Sight, limits: Limits) -> Verdict:
     return Verdict(healthy=False, why=named.line())
 
 
-def tell(verdict: Verdict, sight: Sight | None, path: Path, *, as_json: bool) -> None:
+def tell(verdict: Verdict, sight: Sight | None, path: Path | DatabaseURL, *, as_json: bool) -> None:
     """Print the one line."""
     if not as_json:
         state = "healthy" if verdict.healthy else "unhealthy"

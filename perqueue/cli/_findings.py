@@ -10,13 +10,14 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from perqueue._clock import datetime_from_ms, ms_from_datetime
-from perqueue._outbox import Reader, trace_one
+from perqueue._outbox import open_trail
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
     from pathlib import Path
 
+    from perqueue._address import DatabaseURL
     from perqueue._outbox import Traced
     from perqueue._reconcile import Reconciliation
     from perqueue._report import Report
@@ -49,11 +50,11 @@ class Noted:
             self._numbers[kind].append(activity_id)
         self._oldest.setdefault(key, recorded_at)
 
-    def look_up(self, outbox: Path) -> None:
+    def look_up(self, outbox: Path | DatabaseURL) -> None:
         """Read the first of each kind; what was deleted meanwhile is left out."""
-        with Reader(outbox) as reader:
+        with open_trail(outbox) as trail:
             for kind, numbers in self._numbers.items():
-                found = (trace_one(reader, number) for number in numbers)
+                found = (trail.trace_one(number) for number in numbers)
                 self.first[kind] = [one[0] for one in found if one is not None]
 
     def since(self, key: Key, start: datetime) -> datetime:
@@ -76,7 +77,7 @@ class Findings:
     """Last moment, included; None: until it was asked."""
     by: By | None = None
     steps: Sequence[Step] = ()
-    outbox: Path | None = None
+    outbox: Path | DatabaseURL | None = None
     reconciliation: Reconciliation | None = None
     noted: Noted
 

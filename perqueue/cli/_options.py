@@ -6,6 +6,7 @@ import os
 import re
 from contextlib import suppress
 from datetime import UTC, date, datetime, time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -13,9 +14,8 @@ import click
 from perqueue.cli._failure import Misuse
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from perqueue._outbox import OperatorOutbox
+    from perqueue._address import DatabaseURL
+    from perqueue._outbox import Operator
 
 MAX_NUMBER = 2**63 - 1
 """The highest number that an activity can have."""
@@ -45,45 +45,55 @@ outbox_option = click.option(
     envvar="PERQUEUE_OUTBOX",
     show_envvar=True,
     required=True,
-    metavar="PATH",
-    help="The outbox file.",
+    metavar="PATH_OR_URL",
+    help="The outbox: a file, or a postgresql:// URL.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def existing(outbox: str) -> Path:
-    """Return the real path of an outbox that must be there; what it holds is not checked."""
-    from perqueue._settings import outbox_path
+def existing(outbox: str) -> Path | DatabaseURL:
+    """Return the place of an outbox; a file must be there, and what it holds is not checked."""
+    from perqueue._settings import outbox_place
 
-    path = outbox_path(outbox)
-    if not path.exists():
+    path = outbox_place(outbox)
+    if isinstance(path, Path) and not path.exists():
         message = f"there is no outbox at {path}: is the path right? The first record() creates it"
         raise Misuse(message)
     return path
 
 
-def open_as_operator(outbox: str) -> OperatorOutbox:
-    """Open an existing outbox, whatever origin it belongs to, without delivering anything."""
-    from perqueue._outbox import OperatorOutbox
-
-    return OperatorOutbox(existing(outbox), None, create=False)
-
-
-def outbox_to_read(outbox: str) -> Path:
-    """Return the real path of what is an outbox, of whatever origin, brought up to date."""
-    from perqueue._outbox.connection import set_up
-
+def existing_file(outbox: str) -> Path:
+    """Return the path of an outbox file that must be there."""
     path = existing(outbox)
-    set_up(path, None, create=False)
+    if not isinstance(path, Path):
+        message = f"{path} is a database: its own tools look after it; this command is for outbox files"
+        raise Misuse(message)
     return path
+
+
+def open_as_operator(outbox: str) -> Operator:
+    """Open an existing outbox, whatever origin it belongs to, without delivering anything."""
+    from perqueue._outbox import open_as_operator as opened
+
+    return opened(existing(outbox))
+
+
+def outbox_to_read(outbox: str) -> Path | DatabaseURL:
+    """Return the place of what is an outbox, of whatever origin, brought up to date."""
+    from perqueue._outbox import bring_up_to_date
+
+    place = existing(outbox)
+    bring_up_to_date(place)
+    return place
 
 
 def is_embedded(outbox: str) -> bool:
     """Tell whether an outbox is in an application's own database."""
     from perqueue._outbox.connection import is_embedded
-    from perqueue._settings import outbox_path
+    from perqueue._settings import outbox_place
 
-    return is_embedded(outbox_path(outbox))
+    place = outbox_place(outbox)
+    return isinstance(place, Path) and is_embedded(place)
 
 
 def need_token(name: str, scope: str) -> None:

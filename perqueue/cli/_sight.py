@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from perqueue._address import DatabaseURL
+    from perqueue._outbox import AnOnlooker, Position
+    from perqueue._outbox.look import Look
 
-    from perqueue._outbox import Position
-    from perqueue._outbox.look import Look, Onlooker
-
+_NAMED = 3
+"""Drainers that are named; of more, only the number is told."""
 _NO_ROOM = 2**20
 """Bytes of free space below which nothing can be expected to grow."""
 
@@ -22,7 +24,7 @@ _NO_ROOM = 2**20
 class Sight:
     """All that can be seen of an outbox from outside, at one moment."""
 
-    path: Path
+    path: Path | DatabaseURL
     now: int
     """Milliseconds since the epoch."""
     drained: bool | None
@@ -48,14 +50,17 @@ class Sight:
     @property
     def drainer(self) -> str:
         """Return who drains, for the middle of a sentence."""
+        drainers = self.look.drainers if self.look else None
+        if drainers:
+            named = ", ".join(f"process {pid} on {host}" for host, pid in drainers[:_NAMED])
+            return f"{named} and {len(drainers) - _NAMED} more" if len(drainers) > _NAMED else named
         pid = self.look.position.drainer_pid if self.look else None
         return f"process {pid}" if pid else "a process that is starting or ending"
 
 
-def see(onlooker: Onlooker, path: Path) -> Sight:
+def see(onlooker: AnOnlooker, path: Path | DatabaseURL) -> Sight:
     """Look once; what is wrong with the file is part of what is seen."""
     from perqueue._clock import SYSTEM_CLOCK
-    from perqueue._lock import is_drained
 
     look, error = None, None
     try:
@@ -65,11 +70,19 @@ def see(onlooker: Onlooker, path: Path) -> Sight:
     return Sight(
         path=path,
         now=SYSTEM_CLOCK.time_ms(),
-        drained=is_drained(path),
+        drained=_is_drained(path, look),
         look=look,
         error=error,
-        room=_room(path),
+        room=_room(path) if isinstance(path, Path) else None,
     )
+
+
+def _is_drained(path: Path | DatabaseURL, look: Look | None) -> bool | None:
+    if isinstance(path, Path):
+        from perqueue._lock import is_drained
+
+        return is_drained(path)
+    return None if look is None else bool(look.drainers)
 
 
 def _room(path: Path) -> int | None:

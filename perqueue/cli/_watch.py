@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from perqueue._outbox.look import Onlooker
+    from perqueue._address import DatabaseURL
+    from perqueue._outbox import AnOnlooker
     from perqueue.cli._track import Percentiles, Picture
 
 
@@ -30,7 +31,7 @@ class View(Protocol):
     def __call__(self, picture: Picture) -> None: ...
 
 
-def watch(onlooker: Onlooker, path: Path, interval: float, *, as_json: bool) -> None:
+def watch(onlooker: AnOnlooker, path: Path | DatabaseURL, interval: float, *, as_json: bool) -> None:
     """Look every so many seconds until SIGTERM or SIGINT."""
     track = Track()
     with stop_requests() as stop, _view(interval, as_json=as_json) as show:

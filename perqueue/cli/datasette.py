@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from perqueue.cli._options import examples, outbox_option, outbox_to_read
+from perqueue.cli._options import examples, existing_file, outbox_option, outbox_to_read
 
 
 @click.command(
@@ -29,6 +29,7 @@ def datasette(outbox: str) -> None:
     Datasette is not part of perqueue: `pip install 'useper-perqueue[datasette]'` brings the releases that
     this is tested with. Never give it the option --immutable for an outbox that is in use.
     """
+    existing_file(outbox)
     outbox_to_read(outbox)
     text = files("perqueue.cli").joinpath("datasette.yaml").read_text(encoding="utf-8")
     click.echo(text.replace('"activities"', json.dumps(Path(outbox).stem)), nl=False)

@@ -10,7 +10,7 @@ import click
 
 from perqueue.cli import _print
 from perqueue.cli._failure import NOT_DONE, Failure, Misuse, silence_stdout, why
-from perqueue.cli._options import examples, existing, json_option, outbox_option
+from perqueue.cli._options import examples, existing_file, json_option, outbox_option
 
 if TYPE_CHECKING:
     import ssl
@@ -75,7 +75,7 @@ def doctor(
     if base_url is not None and new is None:
         raise click.UsageError("--base-url is for --salvage.")
     try:
-        path = existing(outbox)
+        path = existing_file(outbox)
     except OSError as error:  # a folder that is closed to this user
         message = f"cannot look at {outbox}: {why(error)}"
         raise Misuse(message) from error

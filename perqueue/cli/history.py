@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from perqueue._address import DatabaseURL
     from perqueue._audit import ActivityRecord, Attempt
 
 _PAGE = 1000
@@ -88,14 +89,16 @@ def history(
             click.echo(f"These are the first {_TABLE_LIMIT:,}: see --since, --limit, --csv.", err=True)
 
 
-def _records(path: Path, wanted: dict[str, Any], limit: int | None) -> Iterator[ActivityRecord]:
+def _records(
+    place: Path | DatabaseURL, wanted: dict[str, Any], limit: int | None
+) -> Iterator[ActivityRecord]:
     """Yield records page by page, so that no number of them fills the memory."""
     from perqueue._audit import history as page
 
     after, left = 0, MAX_NUMBER if limit is None else limit
     while left > 0:
         size = min(left, _PAGE)
-        records = page(path, after=after, limit=size, **wanted)
+        records = page(place, after=after, limit=size, **wanted)
         yield from records
         if len(records) < size:
             return
@@ -148,12 +151,12 @@ def _as_table(records: list[ActivityRecord], hidden: list[str]) -> None:
         click.echo("No such activity in this outbox.", err=True)
 
 
-def _show_one(path: Path, number: int, *, as_json: bool) -> None:
+def _show_one(place: Path | DatabaseURL, number: int, *, as_json: bool) -> None:
     from perqueue._audit import as_attempt, as_record
-    from perqueue._outbox import Reader, trace_one
+    from perqueue._outbox import open_trail
 
-    with Reader(path) as reader:
-        found = trace_one(reader, number)
+    with open_trail(place) as trail:
+        found = trail.trace_one(number)
     if found is None:
         message = (
             f"there is no activity {number} in this outbox: it was never recorded, or deleted in its time"

@@ -24,6 +24,7 @@ from perqueue.cli._options import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from perqueue._address import DatabaseURL
     from perqueue._reconcile import Reconciliation
 
 _HEADINGS = {
@@ -100,17 +101,17 @@ def reconcile(
         context.exit(NOT_DONE)
 
 
-def _check_origin(path: Path) -> None:
+def _check_origin(place: Path | DatabaseURL) -> None:
     """Refuse to compare an outbox with the report of a Per that it does not deliver to."""
-    from perqueue._outbox import Reader
+    from perqueue._outbox import open_trail
     from perqueue._settings import DEFAULT_BASE_URL, _base_url, origin_of
 
     asked = origin_of(_base_url(os.environ.get("PER_BASE_URL") or DEFAULT_BASE_URL))
-    with Reader(path) as reader:
-        row = reader.row("SELECT origin FROM perqueue_outbox")
-    if row is not None and row[0] not in (None, asked):
+    with open_trail(place) as trail:
+        origin = trail.origin()
+    if origin not in {None, asked}:
         message = (
-            f"this outbox belongs to {row[0]}, not to {asked}: PER_BASE_URL says whose report is asked for"
+            f"this outbox belongs to {origin}, not to {asked}: PER_BASE_URL says whose report is asked for"
         )
         raise Misuse(message)
 

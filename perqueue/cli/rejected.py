@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-    from perqueue._outbox import OperatorOutbox
+    from perqueue._outbox import Operator
 
 _COLUMNS = (
     "id", "billing_id", "user_id", "activity_type_id", "recorded_at", "settled_at", "attempts", "reason"
@@ -71,7 +71,7 @@ def _as_table(rows: list[dict[str, Any]]) -> None:
     _print.table(headings, [[row[name] for name in names] for row in shown])
 
 
-def _rows(opened: OperatorOutbox) -> list[dict[str, Any]]:
+def _rows(opened: Operator) -> list[dict[str, Any]]:
     activities = opened.rejected_since(0, MAX_NUMBER)
     settled = opened.settled([activity.id for activity in activities])
     rows: list[dict[str, Any]] = []

@@ -21,6 +21,7 @@ from perqueue.cli._options import examples, existing, json_option, moment, need_
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from perqueue._address import DatabaseURL
     from perqueue._report import Report
     from perqueue.cli._findings import Findings
     from perqueue.cli._series import By, Span, Step
@@ -116,7 +117,9 @@ def report(
         context.exit(NOT_DONE)
 
 
-def _outbox(context: click.Context, outbox: str | None, *, html: bool, as_json: bool) -> Path | None:
+def _outbox(
+    context: click.Context, outbox: str | None, *, html: bool, as_json: bool
+) -> Path | DatabaseURL | None:
     """Return the outbox to compare with; one that the environment names is for the page, if it is there."""
     if outbox is None:
         return None
@@ -157,7 +160,7 @@ def _writer(target: str) -> Callable[[Findings], None]:
 
 
 def _find(
-    start: datetime | str | None, end: datetime | str | None, by: By | None, outbox: Path | None
+    start: datetime | str | None, end: datetime | str | None, by: By | None, outbox: Path | DatabaseURL | None
 ) -> Findings:
     from perqueue._client import PerClient
     from perqueue._clock import SYSTEM_CLOCK
@@ -172,10 +175,10 @@ def _find(
         if outbox is None:
             usage = per.get_report(start, end)
         else:
-            from perqueue._outbox.connection import set_up
+            from perqueue._outbox import bring_up_to_date
             from perqueue._reconcile import reconcile
 
-            set_up(outbox, origin, create=False)
+            bring_up_to_date(outbox, origin)
             said: list[Report] = []
 
             def ask(*period: datetime | str | None) -> Report:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+    from perqueue._address import DatabaseURL
     from perqueue.cli._check import Limits
     from perqueue.cli._sight import Sight
 
@@ -84,7 +85,7 @@ def status(
     refused), activities are damaged, or the outbox is missing or cannot be read. 2: an option is wrong.
     Nothing pending is healthy, also when nobody drains.
     """
-    from perqueue._settings import outbox_path
+    from perqueue._settings import outbox_place
 
     if watching and checking:
         raise click.UsageError("--watch or --check, not both.")
@@ -96,15 +97,15 @@ def status(
         from perqueue.cli._check import Limits
 
         age = _MAX_AGE if max_age is None else max_age
-        if not _healthy(outbox_path(outbox), Limits(age, max_pending, max_damaged or 0), as_json=as_json):
+        if not _healthy(outbox_place(outbox), Limits(age, max_pending, max_damaged or 0), as_json=as_json):
             context.exit(NOT_DONE)
         return
     path = existing(outbox)
 
-    from perqueue._outbox.look import Onlooker
+    from perqueue._outbox import open_to_look
     from perqueue.cli._sight import fields, see
 
-    onlooker = Onlooker(path)
+    onlooker = open_to_look(path)
     if watching:
         from perqueue.cli._watch import watch
 
@@ -118,7 +119,7 @@ def status(
         _show(shown, sight)
 
 
-def _healthy(path: Path, limits: Limits, *, as_json: bool) -> bool:
+def _healthy(path: Path | DatabaseURL, limits: Limits, *, as_json: bool) -> bool:
     from perqueue.cli._check import check, tell
 
     verdict, sight = check(path, limits)

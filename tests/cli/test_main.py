@@ -103,7 +103,7 @@ def test_a_command_loads_only_what_it_needs(make_queue, env, arguments, spared):
         (["record", "GROUP_A", "USER_1"], {"PER_BASE_URL": "http://example.com"}, "https"),
         (["record", "GROUP_A", "USER_1", "--csv"], {}, "--csv"),
         (["record", "GROUP_A", ""], {}, "user_id must not be empty"),
-        (["status", "-o", "postgresql://somewhere/else"], {}, "file path"),
+        (["status", "-o", "mysql://somewhere/else"], {}, "a file on disk"),
         (["status"], {}, "there is no outbox at"),
         (["status", "--watch"], {}, "there is no outbox at"),
         (["status", "--watch", "--check"], {}, "not both"),

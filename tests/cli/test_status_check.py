@@ -167,7 +167,7 @@ def test_a_place_that_may_not_be_looked_at_is_unhealthy(check, outbox, monkeypat
     "options",
     [
         ["--watch"], ["--interval", "1"], ["--max-age", "5"], ["--max-age", "5 m"], ["--max-age", "-5m"],
-        ["--max-age", "1w"], ["--max-pending", "-1"], ["--outbox", "postgresql://somewhere/else"],
+        ["--max-age", "1w"], ["--max-pending", "-1"], ["--outbox", "mysql://somewhere/else"],
     ],
     ids=" ".join,
 )  # fmt: skip

@@ -12,9 +12,9 @@ from perqueue import ActivityRecord, ConfigurationError, OutboxError, PerQueue, 
 from perqueue._activity import Event, Settlement, checksum
 from perqueue._audit import history
 from perqueue._outbox import Filter, OperatorOutbox, Reader, trace, trace_one
+from perqueue._outbox.file_trail import _ATTEMPTED, _RELEVANT
 from perqueue._outbox.reader import SLICE
 from perqueue._outbox.salvage import salvage
-from perqueue._outbox.tally import _ATTEMPTED, _RELEVANT
 from perqueue._outbox.trail import _SLICE, CLOCK_SLACK_MS, bounds
 from perqueue.sandbox import Refuse, Status
 from tests.helpers import Child

@@ -396,8 +396,9 @@ def test_home_and_symlinks_are_resolved(monkeypatch, tmp_path):
         (":memory:", "a file on disk"),
         ("file:a.db?mode=memory", "a file on disk"),
         ("a\0.db", "a file on disk"),
-        (f"postgresql://user:{SECRET}@host/db", "not available in this version"),
-        ("sqlite:///a.db", "not available in this version"),
+        (f"postgresql://user:{SECRET}@{SECRET}@host/db", "must look like postgresql://user@host/database"),
+        (f"mysql://user:{SECRET}@host/db", "or a postgresql:// URL"),
+        ("sqlite:///a.db", "or a postgresql:// URL"),
     ],
 )
 def test_an_outbox_that_is_no_file_is_refused(outbox, says):

@@ -1,0 +1,93 @@
+"""One activity in a transaction of the application's own: what its connection has to run.
+
+That may be another role's, with another search path: everything is named in full.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from perqueue._outbox.postgres.counts import COUNTED, as_counted
+from perqueue._outbox.postgres.settling import SettledSession
+from perqueue.exceptions import ConfigurationError, OutboxFull
+
+if TYPE_CHECKING:
+    from perqueue._outbox.protocol import Key, Steps
+
+FOREVER = 2**62
+_ROOM_INTERVAL = 5.0
+"""Seconds between two looks at how much is pending, while there is room for what this process records."""
+
+# Which outbox is asked first, by a statement that cannot fail: a failed one ends the transaction.
+_WHICH = "SELECT to_regclass(?)::text"
+# Whoever sleeps is woken by the commit. One that falls asleep later finds it at its next look.
+_JOIN = (
+    "WITH recorded AS ("
+    "INSERT INTO {schema}.perqueue_pending (billing_id, user_id, activity_type_id, recorded_at)"
+    " SELECT ?::text, ?::text, ?::text, ?::bigint FROM {schema}.perqueue_outbox WHERE outbox_id = ?::text"
+    " RETURNING id) SELECT id, {wake} FROM recorded"
+)
+_JOIN_ONCE = (
+    "SELECT {schema}.perqueue_record_once("
+    "?::text, ?::text, ?::text, ?::bigint, ?::bigint, ?::bigint, true), {wake}"
+    " FROM {schema}.perqueue_outbox WHERE outbox_id = ?::text"
+)
+_WAKE = (
+    "CASE WHEN EXISTS (SELECT FROM {schema}.perqueue_drainer"
+    " WHERE asleep AND alive_until > clock_timestamp()) THEN pg_notify(?::text, '')::text END"
+)
+
+
+class JoinedSession(SettledSession):
+    """An outbox in a database into which the application's own transactions can record."""
+
+    dialect = "postgresql"
+    _max_pending = FOREVER
+    _room = 0
+    _room_until = float("-inf")
+
+    def joining(self, key: Key, window: tuple[int, int] | None, recorded_at: int) -> Steps:
+        """Yield what the application's connection has to run, and return the ID of the activity.
+
+        Raises :class:`ConfigurationError` for a connection to another database, :class:`OutboxFull`.
+        """
+        rows = yield _WHICH, (f"{self._schema}.perqueue_outbox",)
+        if rows[0][0] is None:
+            self._elsewhere()
+        if self._must_count():
+            self._check_room(as_counted((yield COUNTED.format(schema=self._schema), ())[0]))
+        values: tuple[object, ...] = (*key, recorded_at)
+        if window is None:
+            rows = yield self._named(_JOIN), (*values, self._outbox_id, self._channel)
+        else:
+            rows = yield self._named(_JOIN_ONCE), (*values, *window, self._channel, self._outbox_id)
+        if not rows:
+            self._elsewhere()
+        return int(rows[0][0])
+
+    def _named(self, statement: str) -> str:
+        return statement.format(schema=self._schema, wake=_WAKE.format(schema=self._schema))
+
+    def _elsewhere(self) -> None:
+        message = f"connection leads to another database: the outbox in {self._url} is not there"
+        raise ConfigurationError(message)
+
+    # -- max_pending
+
+    def _must_count(self) -> bool:
+        """Take a place, and tell whether it must be asked for: many are handed out at a time."""
+        if self._max_pending >= FOREVER:
+            return False
+        self._room -= 1
+        return self._room < 0 or time.monotonic() >= self._room_until
+
+    def _check_room(self, pending: int) -> None:
+        self._room = self._max_pending - pending - 1
+        self._room_until = time.monotonic() + _ROOM_INTERVAL
+        if self._room < 0:
+            message = (
+                f"the outbox holds {pending} undelivered activities, and max_pending is"
+                f" {self._max_pending}: nothing was stored; `perqueue status` says why they wait"
+            )
+            raise OutboxFull(message)

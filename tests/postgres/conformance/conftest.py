@@ -1,0 +1,28 @@
+"""The promises of every outbox, kept by one in PostgreSQL: which of them are about files alone."""
+
+import os
+
+_OF_A_FILE = {
+    "test_a_damaged_one_stands_for_no_other": "a server has checksums of its own",
+    "test_list": "looks into the file",
+    "test_watching_delivers_what_others_record": "waits for the file",
+    "test_a_drain_that_cannot_be_elected_says_why": "there is no election",
+    "test_a_flush_never_takes_a_damaged_row_for_delivered": "a server has checksums of its own",
+    "test_a_queue_that_was_never_used_does_nothing": "it registers as a drainer",
+    "test_ten_threads_record_while_another_closes": "looks into the file",
+}
+"""Tests of the file, and why no database has to pass them."""
+
+
+_LONG = ("test_outage.py", "test_closing.py", "test_cli_drain.py")
+"""Half a minute for what the drain does alike with every outbox: `make soak` runs them here, too."""
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what is about files alone."""
+    here = [item for item in items if "conformance/" in item.nodeid]
+    left_out = [item for item in here if item.originalname in _OF_A_FILE]
+    if "PERQUEUE_SOAK" not in os.environ:
+        left_out += [item for item in here if item.path.name in _LONG]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]

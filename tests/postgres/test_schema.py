@@ -1,0 +1,103 @@
+"""Setting up the tables, and who may open what is there."""
+
+import threading
+
+import pytest
+
+from perqueue import ConfigurationError, OutboxMismatch, PerQueue
+from perqueue._address import DatabaseURL
+
+SECRET = "s3cret"
+
+
+def test_ten_starts_at_once_make_one_outbox(make_queue, sql):
+    """However many programs start at once, the tables are made once, and all of them record."""
+    failures = []
+
+    def start():
+        try:
+            make_queue(drain=False).record("GROUP", "USER")
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            failures.append(error)
+
+    threads = [threading.Thread(target=start) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert failures == []
+    assert sql("SELECT count(*) FROM perqueue_pending") == [(10,)]
+    assert sql("SELECT count(*) FROM perqueue_outbox") == [(1,)]
+
+
+def test_another_origins_outbox_is_refused(make_queue):
+    """A sandbox never swallows what is recorded for another Per."""
+    make_queue(drain=False)
+    with pytest.raises(OutboxMismatch, match="belongs to http://127"):
+        make_queue(drain=False, base_url="https://other.example")
+
+
+def test_an_outbox_of_a_newer_version_is_refused(make_queue, sql):
+    """An older perqueue leaves a newer one's tables alone, and says what to do."""
+    make_queue(drain=False).close()
+    sql("UPDATE perqueue_outbox SET schema_version = 99")
+    with pytest.raises(OutboxMismatch, match=r"newer perqueue .* upgrade"):
+        make_queue(drain=False)
+
+
+def test_two_schemas_are_two_outboxes(make_queue, outbox, database):
+    """Each schema of a database has an outbox of its own."""
+    other = f"{outbox}_other"
+    database.sql(f"CREATE SCHEMA {other.rpartition('%3D')[2]}")
+    first, second = make_queue(drain=False), make_queue(other, drain=False)
+    first.record("GROUP", "USER")
+    assert (first.stats().pending, second.stats().pending) == (1, 0)
+
+
+def test_a_database_of_another_encoding_is_refused(database, options):
+    """What cannot hold every ID is refused before anything is recorded."""
+    database.sql("CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0 LOCALE 'C'")
+    with pytest.raises(OutboxMismatch, match="encoding is LATIN1"):
+        PerQueue(database.url.replace("/postgres", "/latin"), **options)
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("postgresql://perqueue:wrong@127.0.0.1:{port}/postgres", "password"),
+        ("postgresql://perqueue:s3cret@127.0.0.1:{port}/missing", "createdb"),
+        ("postgresql://perqueue:s3cret@127.0.0.1:1/postgres", "refused"),
+        ("postgresql://perqueue:s3cret@no-such-host.invalid/postgres", "no-such-host"),
+    ],
+)
+def test_what_cannot_be_reached_is_told_with_a_remedy(database, options, url, says):
+    """An outbox that cannot be opened is one OutboxError that says why, without the password."""
+    from perqueue import OutboxError
+
+    with pytest.raises(OutboxError) as caught:
+        PerQueue(url.format(port=database.port), **options)
+    assert says in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://user:GEHEIM@host/db",
+        "postgres://user:GEHEIM@one,two:5433/db?sslmode=require",
+        "postgresql://host/db?user=me&password=GEHEIM",
+        "postgresql://user:GEHEI%4D@host/db?sslpassword=GEHEIM",
+    ],
+)
+def test_a_password_shows_nowhere(url):
+    """The text of an address has no password, wherever that stood, and takes it out of other texts."""
+    address = DatabaseURL(url)
+    for shown in (str(address), repr(address), address.redact("failed: GEHEIM is wrong")):
+        assert "GEHEI" not in shown
+
+
+def test_a_password_that_would_be_read_as_a_host_is_refused():
+    """A raw @ in a password would end up in the host's name: it must be percent-encoded."""
+    with pytest.raises(ConfigurationError, match="%40") as caught:
+        DatabaseURL("postgresql://user:GEH@IM@host/db")
+    assert "GEH" not in str(caught.value)
