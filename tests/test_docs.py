@@ -17,7 +17,8 @@ from tests.helpers import Lines
 from tests.pages import ROOT, pages, words
 
 PAGES = pages()
-GENERAL = [page for page in PAGES if not page.name.startswith(("docs/recipes/", "docs/testing"))]
+ELSEWHERE_TRIED = ("docs/recipes/", "docs/testing", "docs/postgresql")
+GENERAL = [page for page in PAGES if not page.name.startswith(ELSEWHERE_TRIED)]
 """Those without tests of their own: recipes are tried with their frameworks, the test kit in projects."""
 COMMANDS = [line for page in GENERAL for line in page.commands()]
 UNENDING = re.compile(r"--watch|^perqueue sandbox(?!.*--help)")
