@@ -326,7 +326,8 @@ class Drain:
 
     def _open_lanes(self) -> None:
         while (activity := self._next()) is not None:
-            lane = self._loop.create_task(self._lane(activity))
+            # As of now: before the lane runs, an answer may say that nothing more is to be sent.
+            lane = self._loop.create_task(self._lane(activity, self._clock.monotonic()))
             self._lanes.add(lane)
             lane.add_done_callback(self._lane_ended)
 
@@ -362,11 +363,10 @@ class Drain:
             self._denied_at = self._clock.monotonic()
         return may
 
-    async def _lane(self, first: Activity) -> None:
+    async def _lane(self, first: Activity, sent_at: float) -> None:
         """Send one activity after the other."""
         activity: Activity | None = first
         while activity is not None:
-            sent_at = self._clock.monotonic()
             try:
                 outcome = await self._deliver(activity)
             except BaseException as error:
@@ -382,6 +382,7 @@ class Drain:
             self._answered(activity, outcome, sent_at)
             # A probe is chosen in a turn, not here: it may have to be looked for in the outbox.
             activity = self._next() if self._pace.gate is None else None
+            sent_at = self._clock.monotonic()
 
     @staticmethod
     def _is_cancelled() -> bool:

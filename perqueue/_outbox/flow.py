@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from perqueue._outbox.finding import moment, ok, problem, warning
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from perqueue._outbox.finding import Finding
 
@@ -35,12 +35,29 @@ class Known:
     """Per's own ``Retry-After``, in milliseconds since the epoch."""
 
 
+class Backlog(NamedTuple):
+    """What is pending, and why. Times are in milliseconds since the epoch."""
+
+    pending: int
+    oldest: int | None
+    """When that was recorded."""
+    hold: tuple[str, str, int, int] | None
+    """Kind, reason, end and length (milliseconds) of what holds up delivery."""
+    answered: int | None
+    """When Per's latest answer came, as far as it is stored."""
+
+
 def refusals(reader: sqlite3.Connection) -> Iterator[Finding]:
     """Say what Per refused, and why."""
     rows = reader.execute(
         "SELECT reason, count(*) FROM perqueue_settlement WHERE rejection IS NOT NULL"
         " GROUP BY reason ORDER BY count(*) DESC, reason"
     ).fetchall()
+    yield from refused(rows)
+
+
+def refused(rows: Sequence[tuple[object, int]]) -> Iterator[Finding]:
+    """Say what Per refused: reasons, and how many for each, the commonest first."""
     if rows:
         text = f"Per refused {sum(count for _, count in rows):,} activities: "
         text += ", ".join(f"{count:,} for {_quoted(reason)}" for reason, count in rows[:_REASONS])
@@ -56,31 +73,40 @@ def delivery(
     reader: sqlite3.Connection, now: int, known: Known, *, drained: bool | None
 ) -> Iterator[Finding]:
     """Say whether what is pending is on its way, and if not, why."""
-    kind, reason, until, wait_ms = reader.execute(
-        "SELECT hold, hold_reason, hold_until, hold_wait_ms FROM perqueue_drain"
-    ).fetchone()
+    hold = reader.execute("SELECT hold, hold_reason, hold_until, hold_wait_ms FROM perqueue_drain").fetchone()
     count, oldest = reader.execute(
         "SELECT count(*), min(a.recorded_at) FROM perqueue_activity a"
         " WHERE NOT EXISTS (SELECT 1 FROM perqueue_settlement s WHERE s.activity_id = a.id)"
     ).fetchone()
-    known.pending = count
-    if not count:
+    (answered,) = reader.execute(
+        "SELECT max(settled_at) FROM (SELECT settled_at FROM perqueue_settlement"
+        " ORDER BY activity_id DESC LIMIT 300)"
+    ).fetchone()
+    waiting = Backlog(count, oldest, None if hold[0] is None else hold, answered)
+    yield from judge(waiting, now, known, drained=drained)
+
+
+def judge(waiting: Backlog, now: int, known: Known, *, drained: bool | None) -> Iterator[Finding]:
+    """Say whether what is pending is on its way, and if not, why."""
+    known.pending = waiting.pending
+    if not waiting.pending or waiting.oldest is None:
         yield ok("delivery", "nothing is pending")
         return
-    backlog = f"{count:,} pending, the oldest since {moment(oldest)}"
-    until = now if kind is None else min(until, now + wait_ms)  # the clock may have been set back
+    backlog = f"{waiting.pending:,} pending, the oldest since {moment(waiting.oldest)}"
+    kind, reason, until, wait_ms = waiting.hold or (None, "", now, 0)
+    until = min(until, now + wait_ms)  # the clock may have been set back
     if kind == "retry_after" and until > now:
         known.asked_to_wait_until = until
     if kind in _PAUSES:
         text = f"{backlog}; delivery is paused ({kind.replace('_', ' ')}: {reason})"
         yield problem("delivery", text, _PAUSES[kind])
     elif drained is False:
-        yield _unattended(backlog, oldest, now)
+        yield _unattended(backlog, waiting.oldest, now)
     elif kind is not None:
         text = f"{backlog}; next try at {moment(until)} ({kind.replace('_', ' ')}: {reason})"
         yield warning("delivery", text, "it goes on by itself when Per answers")
     else:
-        yield _attended(reader, backlog, oldest, now)
+        yield _attended(backlog, waiting.oldest, waiting.answered, now)
 
 
 def _unattended(backlog: str, oldest: int, now: int) -> Finding:
@@ -89,11 +115,7 @@ def _unattended(backlog: str, oldest: int, now: int) -> Finding:
     return (problem if now - oldest > _OLD else warning)("delivery", text, remedy)
 
 
-def _attended(reader: sqlite3.Connection, backlog: str, oldest: int, now: int) -> Finding:
-    (answered,) = reader.execute(
-        "SELECT max(settled_at) FROM (SELECT settled_at FROM perqueue_settlement"
-        " ORDER BY activity_id DESC LIMIT 300)"
-    ).fetchone()
+def _attended(backlog: str, oldest: int, answered: int | None, now: int) -> Finding:
     latest = "none of Per's answers is stored yet"
     if answered is not None:
         latest = f"Per's latest answer is of {moment(answered)}"
@@ -119,5 +141,10 @@ def times(reader: sqlite3.Connection, now: int) -> Iterator[Finding]:
         return  # an older schema did not store it
     (lost,) = reader.execute("SELECT trail_lost_through FROM perqueue_drain").fetchone()
     if lost:
-        text = f"settled activities up to {moment(lost)} were deleted: `perqueue reconcile` calls no period"
-        yield ok("trail", f"{text} that reaches back further a match (a longer keep_delivered does)")
+        yield trail(lost)
+
+
+def trail(lost: int) -> Finding:
+    """Say up to when settled activities were deleted."""
+    text = f"settled activities up to {moment(lost)} were deleted: `perqueue reconcile` calls no period"
+    return ok("trail", f"{text} that reaches back further a match (a longer keep_delivered does)")

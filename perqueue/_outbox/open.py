@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from typing import Self
 
     from perqueue._activity import State
+    from perqueue._outbox.finding import Finding
+    from perqueue._outbox.flow import Known
     from perqueue._outbox.look import Look
     from perqueue._outbox.trail import Filter, Traced, Try
 
@@ -111,6 +113,13 @@ def open_trail(place: Path | DatabaseURL) -> Trail:
     from perqueue._outbox.file_trail import FileTrail
 
     return FileTrail(place)
+
+
+def examine_database(url: DatabaseURL, now: int, known: Known) -> Iterator[tuple[str, Iterator[Finding]]]:
+    """Yield groups of findings about an outbox in a database, each with its title."""
+    from perqueue._outbox.postgres.examine import examine
+
+    return examine(url, now, known)
 
 
 def open_to_look(place: Path | DatabaseURL) -> AnOnlooker:

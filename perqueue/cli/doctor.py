@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from perqueue.cli import _print
 from perqueue.cli._failure import NOT_DONE, Failure, Misuse, silence_stdout, why
-from perqueue.cli._options import examples, existing_file, json_option, outbox_option
+from perqueue.cli._options import examples, existing, existing_file, json_option, outbox_option
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterator
-    from pathlib import Path
 
+    from perqueue._address import DatabaseURL
     from perqueue._outbox.salvage import Salvaged
 
 T = TypeVar("T")
@@ -75,18 +76,18 @@ def doctor(
     if base_url is not None and new is None:
         raise click.UsageError("--base-url is for --salvage.")
     try:
-        path = existing_file(outbox)
+        place = existing(outbox) if new is None else existing_file(outbox)
     except OSError as error:  # a folder that is closed to this user
         message = f"cannot look at {outbox}: {why(error)}"
         raise Misuse(message) from error
-    if not path.is_file():
-        message = f"{path} is not a regular file, and so no outbox: is the path right?"
+    if isinstance(place, Path) and not place.is_file():
+        message = f"{place} is not a regular file, and so no outbox: is the path right?"
         raise Misuse(message)
-    if new is not None:
-        _salvage(path, new, base_url, as_json=as_json)
+    if new is not None and isinstance(place, Path):
+        _salvage(place, new, base_url, as_json=as_json)
         return
     context_of_tls = None if offline else _trusting(ca_file)
-    if not _healthy(path, context_of_tls, as_json=as_json):
+    if not _healthy(place, context_of_tls, as_json=as_json):
         context.exit(NOT_DONE)
 
 
@@ -105,28 +106,28 @@ def _trusting(ca_file: str | None) -> ssl.SSLContext:
     return context
 
 
-def _healthy(path: Path, context: ssl.SSLContext | None, *, as_json: bool) -> bool:
+def _healthy(place: Path | DatabaseURL, context: ssl.SSLContext | None, *, as_json: bool) -> bool:
     from perqueue._clock import SYSTEM_CLOCK
     from perqueue.cli._checks.paper import Paper
     from perqueue.cli._checks.visit import visit
 
-    paper = Paper(path, silent=as_json)
-    for title, findings in _found(path, visit(path, os.environ, SYSTEM_CLOCK.time_ms(), context)):
+    paper = Paper(place, silent=as_json)
+    for title, findings in _found(place, visit(place, os.environ, SYSTEM_CLOCK.time_ms(), context)):
         paper.begin(title)
-        for finding in _found(path, findings):
+        for finding in _found(place, findings):
             paper.write(finding)
     if as_json:
-        _print.as_json({"outbox": str(path), "healthy": paper.healthy, "findings": paper.findings})
+        _print.as_json({"outbox": str(place), "healthy": paper.healthy, "findings": paper.findings})
     else:
         paper.end()
     return paper.healthy
 
 
-def _found(path: Path, findings: Iterator[T]) -> Iterator[T]:
+def _found(place: Path | DatabaseURL, findings: Iterator[T]) -> Iterator[T]:
     try:
         yield from findings
     except OSError as error:
-        message = f"cannot look at {path}: {why(error)}"
+        message = f"cannot look at {place}: {why(error)}"
         raise Misuse(message) from error
 
 

@@ -280,7 +280,7 @@ def test_sqlite_without_threads():
         ({"PER_BASE_URL": "http://example.com"}, "PER_BASE_URL"),
         ({"PER_ACTIVITY_TYPE_ID": "x" * 401}, "PER_ACTIVITY_TYPE_ID"),
         ({"ACTIVITY_TYPE_ID": "\udcff"}, "ACTIVITY_TYPE_ID"),
-        ({"PERQUEUE_OUTBOX": "postgresql://db/app"}, "PERQUEUE_OUTBOX"),
+        ({"PERQUEUE_OUTBOX": "mysql://db/app"}, "PERQUEUE_OUTBOX"),
     ],
     ids=str,
 )
@@ -331,7 +331,7 @@ def test_on_a_terminal_it_keeps_to_its_width_and_to_no_color(stored, env):
 def test_every_line_is_explained():
     """`docs/doctor.md` has a row for each thing that a finding can be about."""
     page = (ROOT / "docs" / "doctor.md").read_text(encoding="utf-8")
-    sources = [*(ROOT / "perqueue/cli/_checks").glob("*.py"), *(ROOT / "perqueue/_outbox").glob("*.py")]
+    sources = [*(ROOT / "perqueue/cli/_checks").glob("*.py"), *(ROOT / "perqueue/_outbox").rglob("*.py")]
     said = [re.findall(r'\b(?:ok|warning|problem)\(\s*"([a-z ]+)"', each.read_text()) for each in sources]
     abouts = {about for some in said for about in some}
     assert len(abouts) >= 29

@@ -55,8 +55,59 @@ def test_watching_is_what_the_programs_need(per, start, make_queue):
     assert code == 0
 
 
-def test_doctor_is_for_files(perqueue):
-    """`doctor` says that a database has tools of its own."""
-    result = perqueue("doctor")
+def findings(result):
+    """Return what `doctor --json` found: levels by what they are about."""
+    return {finding["about"]: finding["level"] for finding in json.loads(result.stdout)["findings"]}
+
+
+def test_doctor_looks_at_server_and_drainers(per, make_queue, perqueue):
+    """`doctor` names server, drainer and schema, and finds nothing wrong with what is in use."""
+    make_queue().record("GROUP", "USER").wait(10)
+    shown = perqueue("doctor").stdout
+    assert f"process {os.getpid()} on {os.uname().nodename} delivers" in shown
+    assert "PostgreSQL 1" in shown
+    assert SECRET not in shown
+    found = findings(perqueue("doctor", "--json"))
+    assert found["server"] == found["tables"] == found["connections"] == found["delivery"] == "ok"
+    assert found["durability"] == "warning"  # this server's data need survive no power cut
+
+
+def test_doctor_says_what_is_wrong(per, make_queue, perqueue, sql):
+    """Nobody delivers what is old, a drainer fell silent, a clock was wrong, an activity was refused."""
+    queue = make_queue(drain=False)
+    queue.record("GROUP", "USER")
+    sql(
+        "UPDATE perqueue_pending SET recorded_at = recorded_at - 600000",
+        "INSERT INTO perqueue_drainer (owner, host, pid, alive_until)"
+        " VALUES (1, 'gone', 7, clock_timestamp() - interval '1 minute')",
+        "INSERT INTO perqueue_settled (id, billing_id, user_id, activity_type_id, recorded_at, state,"
+        " settled_at, duration_ms, tries, reason, rejection)"
+        " VALUES (99, 'G', 'U', 'T', 1, 2, 1, 1, 1, 'no such type', 1)",
+        "UPDATE perqueue_outbox SET trail_lost_through = 1",
+    )
+    result = perqueue("doctor", "--offline", "--json")
+    assert result.exit_code == 1
+    found = findings(result)
+    assert (found["delivery"], found["rejected"], found["trail"]) == ("problem", "warning", "ok")
+    told = perqueue("doctor", "--offline").stdout
+    assert "process 7 on gone has not been heard of" in told
+    assert "'no such type'" in told
+    sql("UPDATE perqueue_pending SET recorded_at = recorded_at + 86400000")
+    assert findings(perqueue("doctor", "--offline", "--json"))["dates"] == "problem"
+
+
+def test_doctor_without_a_database_goes_on_with_the_rest(perqueue, outbox, database):
+    """No server, no outbox: one problem that says why, and machine and tokens are looked at all the same."""
+    found = findings(perqueue("doctor", "--offline", "--json"))
+    assert (found["database"], found["perqueue"]) == ("problem", "ok")
+    nowhere = outbox.replace(f":{outbox.rpartition(':')[2].partition('/')[0]}/", ":1/")
+    result = perqueue("doctor", "--offline", "--json", "--outbox", nowhere)
+    assert (result.exit_code, findings(result)["database"]) == (1, "problem")
+    assert SECRET not in result.output
+
+
+def test_salvage_is_for_files(perqueue, tmp_path):
+    """`--salvage` says that a database has tools of its own."""
+    result = perqueue("doctor", "--salvage", str(tmp_path / "new.db"))
     assert result.exit_code == 2
-    assert "its own tools" in result.output
+    assert "is a database: its own tools look after it" in result.output

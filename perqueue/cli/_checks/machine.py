@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from perqueue._activity import checked_id
 from perqueue._outbox.connection import _OLDEST_SQLITE
 from perqueue._outbox.finding import ok, problem, warning
-from perqueue._settings import _base_url, _flag, origin_of, outbox_path
+from perqueue._settings import _base_url, _flag, origin_of, outbox_place
 from perqueue._version import __version__
 from perqueue.exceptions import PerQueueError
 
@@ -30,7 +30,7 @@ _WAL_RESET_BUG: tuple[tuple[Version, Version], ...] = (
 
 
 _VARIABLES: Mapping[str, Callable[[str], object]] = {
-    "PERQUEUE_OUTBOX": outbox_path,
+    "PERQUEUE_OUTBOX": outbox_place,
     "PERQUEUE_DRAIN": _flag,
     "PER_BASE_URL": _base_url,
     "PER_ACTIVITY_TYPE_ID": partial(checked_id, "activity_type_id"),

@@ -8,6 +8,7 @@ import shutil
 import sys
 import textwrap
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,8 +19,7 @@ from perqueue.cli import _print
 from perqueue.cli._checks.programs import names_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from perqueue._address import DatabaseURL
     from perqueue._outbox.finding import Finding
 
 _COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.PROBLEM: "red"}
@@ -30,8 +30,8 @@ _WIDEST = 100
 class Paper:
     """What was found so far; printed at once, unless it is ``silent``."""
 
-    def __init__(self, path: Path, *, silent: bool) -> None:
-        self._path = path
+    def __init__(self, place: Path | DatabaseURL, *, silent: bool) -> None:
+        self._place = place
         self._silent = silent
         self._group = ""
         self._is_damaged = False
@@ -94,11 +94,10 @@ class Paper:
             if count
         ]
         click.echo(f"\n{' and '.join(said) or 'Nothing is wrong'}.")
-        if self._is_damaged:
-            self._lead_to_salvage()
+        if self._is_damaged and isinstance(self._place, Path):
+            self._lead_to_salvage(self._place)
 
-    def _lead_to_salvage(self) -> None:
-        path = self._path
+    def _lead_to_salvage(self, path: Path) -> None:
         new = path.with_name(f"{path.stem}-rescued{path.suffix}")
         users = names_of(path)
         command = f"perqueue doctor --outbox {shlex.quote(str(path))} --salvage {shlex.quote(str(new))}"

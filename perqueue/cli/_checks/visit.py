@@ -5,16 +5,19 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from perqueue._address import DatabaseURL
 from perqueue._lock import is_drained
+from perqueue._outbox import examine_database
 from perqueue._outbox.examine import contents, users_of, wal
-from perqueue._outbox.finding import moment, warning
+from perqueue._outbox.finding import moment, problem, warning
 from perqueue._outbox.flow import Known
 from perqueue._settings import DEFAULT_BASE_URL, _base_url, origin_of
 from perqueue._status import crossing
-from perqueue.cli._checks import answer, machine, place, programs, tokens
+from perqueue.cli._checks import answer, machine, programs, tokens
+from perqueue.cli._checks import place as folder
 from perqueue.cli._checks.deadline import Deadline
 from perqueue.cli._checks.reach import Target, Unreachable, reach
-from perqueue.exceptions import ConfigurationError
+from perqueue.exceptions import ConfigurationError, OutboxError
 
 if TYPE_CHECKING:
     import ssl
@@ -29,17 +32,19 @@ DEADLINE = 10.0
 """Seconds for everything that goes over the network."""
 
 
-def visit(path: Path, environ: Mapping[str, str], now: int, context: ssl.SSLContext | None) -> Groups:
+def visit(
+    place: Path | DatabaseURL, environ: Mapping[str, str], now: int, context: ssl.SSLContext | None
+) -> Groups:
     """Yield groups of findings, each with its title; a group must be used up before the next.
 
     ``now`` is in milliseconds since the epoch; without a ``context`` Per is not asked. Raises
     :class:`OSError` if this user may not look.
     """
     known = Known()
-    users, drained = users_of(path), is_drained(path)
-    yield "File", chain(place.look(path), wal(path, users))
-    yield "Programs", programs.look(path, users, drained=drained)
-    yield "Contents", chain(contents(path, users, now, known, drained=drained), _month_end(known, now))
+    if isinstance(place, DatabaseURL):
+        yield from _database(place, now, known)
+    else:
+        yield from _file(place, now, known)
     yield "Machine", machine.look(environ, known.origin)
     if context is None:
         yield "Tokens", tokens.look(environ, None, "--offline")
@@ -52,6 +57,37 @@ def visit(path: Path, environ: Mapping[str, str], now: int, context: ssl.SSLCont
         yield "Tokens", tokens.look(environ, None, "nobody knows where its Per is (PER_BASE_URL)")
         return
     yield from _online(Target(base_url=base_url, context=context, environ=environ), known, configured)
+
+
+def _file(path: Path, now: int, known: Known) -> Groups:
+    users, drained = users_of(path), is_drained(path)
+    yield "File", chain(folder.look(path), wal(path, users))
+    yield "Programs", programs.look(path, users, drained=drained)
+    yield "Contents", chain(contents(path, users, now, known, drained=drained), _month_end(known, now))
+
+
+def _database(url: DatabaseURL, now: int, known: Known) -> Groups:
+    groups = examine_database(url, now, known)
+    while True:
+        try:
+            title, findings = next(groups)
+        except StopIteration:
+            return
+        except OutboxError as error:
+            yield "Database", iter([_unusable(error)])
+            return
+        yield title, chain(_legible(findings), _month_end(known, now) if title == "Contents" else ())
+
+
+def _legible(findings: Iterator[Finding]) -> Iterator[Finding]:
+    try:
+        yield from findings
+    except OutboxError as error:
+        yield _unusable(error)
+
+
+def _unusable(error: OutboxError) -> Finding:
+    return problem("database", str(error), "the server, the network or the URL, as it says")
 
 
 def _online(target: Target, known: Known, configured: str | None) -> Groups:
