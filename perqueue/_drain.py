@@ -77,6 +77,7 @@ class Drain:
         self._grace: float | None = None
         self._crash: BaseException | None = None
 
+        self._epoch = outbox.epoch
         self._position = outbox.position()
         self._feed = Feed(outbox, pace, clock, policy.activity_cap, self._position.drained_through)
         self._lanes: set[asyncio.Task[None]] = set()
@@ -142,10 +143,10 @@ class Drain:
         self._event.set()
 
     async def run(self) -> None:
-        """Drain until stopped, or until the token is refused."""
+        """Drain until stopped, until the token is refused, or until what was claimed is another's."""
         self._begin(self._position)
         try:
-            while not self._stopping and not self._is_paused():
+            while not self._stopping and not self._is_over():
                 self._tick()
                 self._turn()
                 await self._rest()
@@ -154,9 +155,11 @@ class Drain:
         finally:
             await self._finish()
 
-    def _is_paused(self) -> bool:
-        """Tell whether the token is refused, and everything is written down that was answered before."""
-        return self._judge.token_refused and not self._lanes and not len(self._settler)
+    def _is_over(self) -> bool:
+        """Tell whether this term is, and everything is written down that was answered in it."""
+        if not self._judge.token_refused and self._outbox.epoch == self._epoch:
+            return False
+        return not self._lanes and not len(self._settler)
 
     def _begin(self, position: Position) -> None:
         self._load = Load(limit=self._pace.limit)
@@ -322,6 +325,8 @@ class Drain:
         if self._stopping or self._judge.token_refused or self.trouble is not None:
             return None
         if self.in_flight >= self._pace.allowance() or self._pace.spacing():
+            return None
+        if self._outbox.epoch != self._epoch:
             return None
         activity = self._feed.next()
         if activity is not None:

@@ -66,6 +66,7 @@ class Settler:
         self._outcomes: list[Settlement] = []
         self._streak: list[int] = []
         self._streak_reason: str | None = None
+        self._epoch = outbox.epoch
         self._hold: Hold | None = None
         self._stored: tuple[Gate, float] | None = None
         self.due_at: float | None = None
@@ -147,12 +148,13 @@ class Settler:
             take_back = None
             if self.is_streak:
                 take_back = (self._streak, self._new_hold(Gate.REFUSED, self._streak_reason))
+            same = self._outbox.epoch == self._epoch
             leaving = {s.activity.id for s in batch if s.event is not Event.DEFER or s.not_before is not None}
             taken_back = self._outbox.settle(
                 batch,
-                drained_through=self._feed.watermark(leaving),
-                refusals=(len(self._streak), self._streak_reason),
-                take_back=take_back,
+                drained_through=self._feed.watermark(leaving) if same else 0,
+                refusals=(len(self._streak), self._streak_reason) if same else (0, None),
+                take_back=take_back if same else None,
             )
             del self._outcomes[: len(batch)]
             self._feed.leave(leaving)
@@ -169,10 +171,10 @@ class Settler:
 
     def _report(self, batch: list[Settlement]) -> None:
         outcomes, rejected = {}, []
-        taken_back = self._streak if self.is_streak else ()
+        unknown = {*self._outbox.lost, *(self._streak if self.is_streak else ())}
         for settlement in batch:
             state = TRANSITIONS[State.PENDING, settlement.event]
-            if state is State.PENDING or settlement.activity.id in taken_back:
+            if state is State.PENDING or settlement.activity.id in unknown:
                 continue
             outcomes[settlement.activity.id] = Settled(
                 state=state,

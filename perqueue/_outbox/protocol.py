@@ -90,6 +90,11 @@ class Outbox(Protocol):
     Every method may raise :class:`~perqueue.OutboxError`, and none raises anything of the storage's own.
     """
 
+    epoch: int
+    """How often numbers were found to be taken back: what was given one before may be another's, or gone."""
+    lost: Collection[int]
+    """Activities of the latest :meth:`settle` that had become another's: nothing was written."""
+
     def append(self, billing_id: str, user_id: str, activity_type_id: str, recorded_at: int) -> int:
         """Commit one activity and return its ID."""
 
@@ -101,7 +106,7 @@ class Outbox(Protocol):
         """
 
     def refusals(self) -> int:
-        """Return a number that grows when an activity is refused, or found to be damaged."""
+        """Return a number that differs when one was refused, found to be damaged, or taken back."""
 
     def claim(self, after: int, limit: int) -> list[Activity]:
         """Return fresh pending activities above an ID, oldest first; damaged rows are settled as such."""
