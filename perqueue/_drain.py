@@ -149,7 +149,8 @@ class Drain:
             while not self._stopping and not self._is_over():
                 self._tick()
                 self._turn()
-                await self._rest()
+                if not self._is_over():
+                    await self._rest()
                 if self._crash is not None:
                     raise self._crash
         finally:
