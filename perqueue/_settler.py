@@ -148,13 +148,13 @@ class Settler:
             take_back = None
             if self.is_streak:
                 take_back = (self._streak, self._new_hold(Gate.REFUSED, self._streak_reason))
-            same = self._outbox.epoch == self._epoch
             leaving = {s.activity.id for s in batch if s.event is not Event.DEFER or s.not_before is not None}
             taken_back = self._outbox.settle(
                 batch,
-                drained_through=self._feed.watermark(leaving) if same else 0,
-                refusals=(len(self._streak), self._streak_reason) if same else (0, None),
-                take_back=take_back if same else None,
+                drained_through=self._feed.watermark(leaving),
+                refusals=(len(self._streak), self._streak_reason),
+                take_back=take_back,
+                epoch=self._epoch,
             )
             del self._outcomes[: len(batch)]
             self._feed.leave(leaving)

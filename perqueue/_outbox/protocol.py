@@ -130,11 +130,13 @@ class Outbox(Protocol):
         drained_through: int,
         refusals: tuple[int, str | None],
         take_back: tuple[Sequence[int], Hold] | None = None,
+        epoch: int = 0,
     ) -> Hold | None:
         """Write outcomes, the watermark and the streak of refusals in one transaction.
 
         ``take_back`` names refused activities, of these or earlier ones, that return to pending in the
-        same transaction, and why nothing is sent from then on; that hold is returned as stored.
+        same transaction, and why nothing is sent from then on; that hold is returned as stored. All this is
+        of an ``epoch``: in another one only outcomes are written, of what was claimed and is still there.
         """
 
     def set_hold(self, hold: Hold | None) -> Hold | None:

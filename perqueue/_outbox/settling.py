@@ -6,7 +6,7 @@ import sqlite3
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from perqueue._activity import TRANSITIONS, Activity, State, checksum
+from perqueue._activity import TRANSITIONS, Activity, Event, State, checksum
 from perqueue._clock import SYSTEM_CLOCK
 from perqueue._outbox.damage import is_corrupt, is_sound, one_row, settlement_checksum
 from perqueue._outbox.joining import JoinedSession
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from perqueue._activity import Settlement
     from perqueue._outbox.protocol import Hold, Load
 
-    _Books = tuple[int, tuple[int, str | None], tuple[Sequence[int], Hold] | None]
-    """Watermark, streak of refusals, and what is to be taken back."""
+    _Books = tuple[int, int, tuple[int, str | None], tuple[Sequence[int], Hold] | None]
+    """Epoch, watermark, streak of refusals, and what is to be taken back."""
 
 _FORGET = "UPDATE perqueue_drain SET trail_lost_through = max(trail_lost_through, ?)"
 
@@ -50,41 +50,45 @@ class SettlingSession(JoinedSession):
         drained_through: int,
         refusals: tuple[int, str | None],
         take_back: tuple[Sequence[int], Hold] | None = None,
+        epoch: int = 0,
     ) -> Hold | None:
         """Write outcomes, the watermark and the streak of refusals in one transaction.
 
         ``take_back`` names refused activities, of these or earlier ones, that return to pending in the
-        same transaction, and why nothing is sent from then on; that hold is returned as stored. If the file
-        has gone back, only the outcomes are written, and of those only what was claimed from its own past.
+        same transaction, and why nothing is sent from then on; that hold is returned as stored. All this is
+        of an ``epoch``: in another one only outcomes are written, of what was claimed and is still there.
         """
-        epoch = self.epoch
-        books = (drained_through, refusals, take_back)
+        books = (epoch, drained_through, refusals, take_back)
         try:
-            return self._settle(settlements, ACCEPT, epoch, books)
+            return self._settle(settlements, None, books)
         except OutboxError as error:
             if not is_corrupt(error.__cause__):
                 raise
-        return self._settle(settlements, {}, epoch, books)  # one by one, past what cannot be read
+        with self._reading() as connection:  # SQLite writes nothing more in a transaction that met damage
+            self._notice(connection)
+            there = [s for s in settlements if self._is_there(connection, s.activity)]
+        return self._settle(settlements, there, books)
 
     def _settle(
-        self,
-        settlements: Sequence[Settlement],
-        accept: dict[int, tuple[str, str]],
-        epoch: int,
-        books: _Books,
+        self, settlements: Sequence[Settlement], there: Sequence[Settlement] | None, books: _Books
     ) -> Hold | None:
-        self.lost = lost = set[int]()
+        """Settle those that are ``there``; None: this is to be found out on the way."""
         with self._writing(commits=max(1, len(settlements))) as connection:
-            self._notice(connection)
-            drained_through, refusals, take_back = books if self.epoch == epoch else (0, (0, None), None)
+            accept = {} if there is not None else ACCEPT
+            if there is None:
+                self._notice(connection)
+                there = [
+                    s
+                    for s in settlements
+                    if s.event is Event.ACCEPT or self._is_there(connection, s.activity)
+                ]
+            epoch, drained_through, refusals, take_back = books
+            if epoch != self.epoch:
+                drained_through, refusals, take_back = 0, (0, None), None
             (rejections,) = one_row(connection, "SELECT rejections FROM perqueue_drain")
             outcomes: dict[State, list[Settlement]] = defaultdict(list)
-            for s in settlements:
-                state = TRANSITIONS[State.PENDING, s.event]
-                if state is State.ACCEPTED or self._is_there(connection, s.activity):
-                    outcomes[state].append(s)
-                else:
-                    lost.add(s.activity.id)
+            for s in there:
+                outcomes[TRANSITIONS[State.PENDING, s.event]].append(s)
             for s in outcomes[State.PENDING]:
                 self._defer(connection, s)
             rejected = 0
@@ -92,8 +96,9 @@ class SettlingSession(JoinedSession):
                 rejected += self._settle_one(connection, s, State.REJECTED, rejections + rejected + 1)
             sent = outcomes[State.ACCEPTED]
             accepted = self._accept(connection, sent, accept)
-            if accepted < len(sent):  # some had an outcome already, or are not there any more
-                lost |= {s.activity.id for s in sent if not self._is_there(connection, s.activity)}
+            if accept and accepted < len(sent):  # some had an outcome already, or are not there any more
+                there = [s for s in there if self._is_there(connection, s.activity)]
+            self.lost = {s.activity.id for s in settlements} - {s.activity.id for s in there}
             connection.execute(
                 "UPDATE perqueue_drain SET accepted = accepted + ?, rejected = rejected + ?, rejections = ?,"
                 " refusal_streak = ?, refusal_reason = ?, drained_through = max(drained_through, ?)",
@@ -158,10 +163,7 @@ class SettlingSession(JoinedSession):
                 settled += connection.execute(accept, values).rowcount
                 connection.execute(end_wait, values[::6])
                 done += size
-        for s in settlements[done:]:
-            if self._is_there(connection, s.activity):
-                settled += self._settle_one(connection, s, State.ACCEPTED)
-        return settled
+        return settled + sum(self._settle_one(connection, s, State.ACCEPTED) for s in settlements[done:])
 
     @staticmethod
     def _requeue(connection: sqlite3.Connection, activity_ids: Iterable[int], attempts: int = 1) -> list[int]:
