@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from perqueue._activity import Activity, State, checksum
 from perqueue._outbox.connection import BUSY_TIMEOUT, is_busy, outbox_error, retry_busy, storage_errors
-from perqueue._outbox.damage import corrupt, is_sound, one_row
+from perqueue._outbox.damage import ROW_IS_MISSING, corrupt, is_sound, one_row
 from perqueue._outbox.protocol import Settled
 from perqueue._outbox.queries import (
     APPEND,
@@ -126,6 +126,10 @@ class SQLiteOutbox(SettlingSession):
         In that case this one would be taken for one that has an outcome.
         """
         with storage_errors(self._path):
+            if connection.execute("SELECT 1 FROM perqueue_drain").fetchone() is None:
+                # Emptied by the application: alone in there it would be in the way of making all anew.
+                connection.execute("DELETE FROM perqueue_activity WHERE id = ?", (activity_id,))
+                raise corrupt(ROW_IS_MISSING)
             if self._is_taken(connection, activity_id):
                 raise corrupt("a number was given twice")
             self._notice(connection)
