@@ -122,7 +122,8 @@ class ClaimedSession(CountedSession):
                 if not is_corrupt(error):
                     raise
             else:
-                self._notice(connection)  # what is claimed now is known from now on
+                if rows and rows[-1][0] > self._last_id:
+                    self._notice(connection)  # so that what is claimed is known from now on
                 return rows, []
         return self._read_each(keys, values)
 

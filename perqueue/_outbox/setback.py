@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from operator import lt
 from typing import TYPE_CHECKING
 
 from perqueue._outbox.connection import retry_busy
@@ -24,8 +25,8 @@ log = logging.getLogger("perqueue")
 _MARKS = (
     "SELECT accepted, rejections, discarded, damaged, pruned, holds, probe_requests, drained_through,"
     " (SELECT outbox_id FROM perqueue_outbox), (SELECT checksum FROM perqueue_activity WHERE id = ?),"
-    " newest.id, newest.checksum FROM perqueue_drain"
-    " LEFT JOIN (SELECT id, checksum FROM perqueue_activity ORDER BY id DESC LIMIT 1) newest"
+    " (SELECT max(id) FROM perqueue_activity),"
+    " (SELECT checksum FROM perqueue_activity ORDER BY id DESC LIMIT 1) FROM perqueue_drain"
 )
 _GROWING = 8
 _PRUNED = 4
@@ -70,7 +71,7 @@ class SetBackSession(Session):
             self._last_id, self._last_check = newest or 0, newest_check
         elif (
             (newest or 0) < last_id
-            or any(now < before for now, before in zip(marks, known, strict=True))
+            or (marks != known and any(map(lt, marks, known)))
             or (check != last_check and (check is not None or marks[_PRUNED] == known[_PRUNED]))
         ):
             self._last_id, self._last_check = newest or 0, newest_check
