@@ -77,6 +77,7 @@ class Drain:
         self._grace: float | None = None
         self._crash: BaseException | None = None
 
+        self._epoch = outbox.epoch
         self._position = outbox.position()
         self._feed = Feed(outbox, pace, clock, policy.activity_cap, self._position.drained_through)
         self._lanes: set[asyncio.Task[None]] = set()
@@ -150,7 +151,8 @@ class Drain:
             while not self._stopping and not self._is_over():
                 self._tick()
                 self._turn()
-                await self._rest()
+                if not self._is_over():
+                    await self._rest()
                 if self._crash is not None:
                     raise self._crash
         finally:
@@ -158,9 +160,13 @@ class Drain:
 
     def _is_over(self) -> bool:
         """Tell whether this term is, and everything is written down that was answered in it."""
-        if not self._judge.token_refused and self._outbox.holds_lease():
+        if not self._judge.token_refused and self._holds_claims():
             return False
         return not self._lanes and not len(self._settler)
+
+    def _holds_claims(self) -> bool:
+        """Tell whether what was claimed is still this drain's: not another's, and not of a past that is gone."""
+        return self._outbox.holds_lease() and self._outbox.epoch == self._epoch
 
     def _begin(self, position: Position) -> None:
         self._load = Load(limit=self._pace.limit)
@@ -343,7 +349,7 @@ class Drain:
             return None
         if self.in_flight >= self._pace.allowance() or self._pace.spacing():
             return None
-        if not self._outbox.holds_lease() or (self._pace.gate is not None and not self._may_probe()):
+        if not self._holds_claims() or (self._pace.gate is not None and not self._may_probe()):
             return None
         activity = self._feed.next()
         if activity is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from perqueue._receipt import pause_error
+from perqueue._receipt import check_epoch, pause_error
 from perqueue._settings import checked_timeout
 from perqueue.exceptions import ActivityRejected, FlushTimeout, OutboxError
 
@@ -28,7 +28,13 @@ DEFAULT = Default()
 class Told:
     """Which of the outbox's bad news a queue's flushes have raised."""
 
-    def __init__(self, position: Position) -> None:
+    def __init__(self, position: Position, epoch: int = 0) -> None:
+        self.begin(position, epoch)
+
+    def begin(self, position: Position, epoch: int) -> None:
+        """Begin anew, in an outbox as it stands."""
+        self.epoch = epoch
+        """How often the outbox had gone back then."""
         self.rejections = position.rejections
         """The number of the latest refusal that was raised."""
         self.damaged = position.damaged - position.missing
@@ -54,6 +60,9 @@ class Flush:
         self._nudge: Callable[[], object] | None = nudge
         self._why_pending = why_pending
         position = outbox.position()
+        self._epoch = outbox.epoch
+        if told.epoch != self._epoch:  # the numbers begin anew
+            told.begin(position, self._epoch)
         self._target = position.last_id
         self._pauses = position.pauses
         # As they are now: of several flushes at a time, each raises what happens to it.
@@ -61,13 +70,13 @@ class Flush:
 
     def done(self) -> bool:
         """Tell whether everything is settled; raise if that was a refusal, or cannot be in time."""
-        position = self._outbox.position()
+        position = self._position()
         while position.oldest_pending is None or position.oldest_pending[0] > self._target:
             if position.rejections == self._rejections:
                 self._raise_damage(position)
                 return True
             self._raise_refusals(position)
-            position = self._outbox.position()  # some that were refused may be pending again
+            position = self._position()  # some that were refused may be pending again
         paused = pause_error(position.hold, self._pauses)
         if paused is not None:
             raise paused
@@ -77,6 +86,11 @@ class Flush:
             self._nudge()
             self._nudge = None
         return False
+
+    def _position(self) -> Position:
+        position = self._outbox.position()
+        check_epoch(self._epoch, self._outbox.epoch)
+        return position
 
     def wait(self) -> float:
         """Return the seconds until the next look, if nothing happens before."""

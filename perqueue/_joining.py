@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from perqueue._activity import Activity
+from perqueue._outbox.connection import TAMPERED, is_tampered
 from perqueue.exceptions import ConfigurationError, OutboxError, PerQueueError
 
 if TYPE_CHECKING:
@@ -186,6 +187,8 @@ def _ours(error: Exception) -> tuple[PerQueueError, BaseException]:
     kinds = {kind.__name__ for kind in type(cause).__mro__}
     by_django = type(cause).__module__.startswith("django.")  # which has not asked the driver
     if "Error" in kinds and not kinds & _MISUSES and not by_django:
+        if is_tampered(cause):
+            why = f"{why} ({TAMPERED})"
         message = f"not recorded, and the transaction it was to be part of had better be rolled back: {why}"
         return OutboxError(message), cause
     return ConfigurationError(f"not recorded, because the connection cannot be used: {why}"), cause

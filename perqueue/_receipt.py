@@ -90,6 +90,9 @@ class ReceiptOffice(Protocol):
 
     def _outcome(self, activity_id: int) -> Settled | None: ...
 
+    def _epoch(self) -> int:
+        """Return how often numbers were taken back, as of the latest look into the outbox."""
+
     def _watch(self, activity_id: int, listener: Listener) -> int:
         """Register, wake the drain, and return the number of the latest pause before this call."""
 
@@ -101,8 +104,9 @@ class ReceiptOffice(Protocol):
 class _Hearing:
     """One wait for one activity: what is heard of it, from the drain's thread, until there is a result."""
 
-    def __init__(self, activity_id: int, office: ReceiptOffice, wake: Callable[[], object]) -> None:
-        self._id = activity_id
+    def __init__(self, receipt: Receipt, office: ReceiptOffice, wake: Callable[[], object]) -> None:
+        self._id = receipt.id
+        self._epoch = receipt._epoch  # noqa: SLF001
         self._office = office
         self._wake = wake
         self._news: deque[News] = deque()
@@ -129,6 +133,7 @@ class _Hearing:
 
     def result(self) -> str | None:
         """Return the transaction ID, raise what the caller must know, or return None to wait on."""
+        check_epoch(self._epoch, self._office._epoch())  # noqa: SLF001
         while self._news:
             news = self._news.popleft()
             if isinstance(news, PerQueueError):
@@ -148,14 +153,16 @@ class Receipt:
     transaction ID, or raises as :meth:`wait` does after 30 seconds; cancelling the await cancels only that.
     """
 
-    __slots__ = ("_error", "_office", "id")
+    __slots__ = ("_epoch", "_error", "_office", "id")
 
     def __init__(
         self,
         activity_id: int,
         office: Callable[[], ReceiptOffice | None],
         error: PerQueueError | None = None,
+        epoch: int = 0,
     ) -> None:
+        self._epoch = epoch
         self.id = activity_id
         """The activity's number in the outbox; 0 if it could not be stored."""
         self._office = office
@@ -168,15 +175,16 @@ class Receipt:
         """Block until Per has accepted this activity, and return its transaction ID.
 
         ``timeout`` is in seconds; None waits without limit. Raises :class:`~perqueue.ActivityRejected`,
-        :class:`~perqueue.AuthenticationError`, :class:`~perqueue.FlushTimeout` (it stays pending), or
-        :class:`~perqueue.QueueClosed`. Works also when another process delivers it.
+        :class:`~perqueue.AuthenticationError`, :class:`~perqueue.FlushTimeout` (it stays pending),
+        :class:`~perqueue.QueueClosed`, or :class:`~perqueue.OutboxError` (the outbox cannot be read, or was
+        set back: what became of this activity cannot be told). Works also when another process delivers it.
         """
         timeout = checked_timeout("timeout", timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         office = self._open()
         happened = _threads.new_event()
         pause = _FIRST_LOOK
-        with _Hearing(self.id, office, happened.set) as hearing:
+        with _Hearing(self, office, happened.set) as hearing:
             while (result := hearing.result()) is None:
                 left = pause if deadline is None else deadline - time.monotonic()
                 if left <= 0:
@@ -201,7 +209,7 @@ class Receipt:
             with suppress(RuntimeError):  # that loop was closed: nobody waits any more
                 loop.call_soon_threadsafe(happened.set)
 
-        with _Hearing(self.id, office, wake) as hearing:
+        with _Hearing(self, office, wake) as hearing:
             try:
                 pause = _FIRST_LOOK
                 async with asyncio.timeout(_AWAIT_TIMEOUT):
@@ -228,7 +236,19 @@ class Receipt:
 
     def _timed_out(self, office: ReceiptOffice) -> FlushTimeout:
         why = office._why_pending()  # noqa: SLF001
+        check_epoch(self._epoch, office._epoch())  # noqa: SLF001
         return FlushTimeout(f"activity {self.id} is still pending: {why}", pending=1, reason=why)
+
+
+def check_epoch(then: int, now: int) -> None:
+    """Raise :class:`OutboxError` if numbers were taken back since they were given: they tell nothing."""
+    if then != now:
+        message = (
+            "the outbox has gone back to an earlier state since (a backup was restored into it, or rows were"
+            " deleted): what was recorded before may have been delivered or not, and is pending only if"
+            " `perqueue history` shows it; recording it again changes no bill of this period"
+        )
+        raise OutboxError(message)
 
 
 def token_complaint(reason: str) -> str:

@@ -202,7 +202,7 @@ class PerQueue(Asking):
         except BaseException:
             self._outbox.close()
             raise
-        self._told = Told(position)
+        self._told = Told(position, self._outbox.epoch)
         self._measures: Measures | None = None
         if settings.meter_provider is not None or "opentelemetry.metrics" in sys.modules:
             from perqueue import _metrics
@@ -262,7 +262,7 @@ class PerQueue(Asking):
             with suppress(TypeError):  # an ID that is no str is told below
                 standing = coalescer.standing((billing_id, user_id, kind), self._clock.time_ms())
                 if standing is not None:
-                    return Receipt(standing, self._self)
+                    return Receipt(standing, self._self, None, self._outbox.epoch)
         billing_id = checked_id("billing_id", billing_id)
         user_id = checked_id("user_id", user_id)
         if activity_type_id is not None:
@@ -287,7 +287,7 @@ class PerQueue(Asking):
             worker.more()
         if measures is not None:
             measures.recorded.add(perf_counter() - began)
-        return Receipt(activity_id, self._self)
+        return Receipt(activity_id, self._self, None, self._outbox.epoch)
 
     async def arecord(
         self,
@@ -465,6 +465,9 @@ class PerQueue(Asking):
 
     def _outcome(self, activity_id: int) -> Settled | None:
         return self._outbox.settled([activity_id]).get(activity_id)
+
+    def _epoch(self) -> int:
+        return self._outbox.epoch
 
     def _watch(self, activity_id: int, listener: Listener) -> int:
         self._not_from_callback()

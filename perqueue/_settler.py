@@ -66,6 +66,7 @@ class Settler:
         self._outcomes: list[Settlement] = []
         self._streak: list[int] = []
         self._streak_reason: str | None = None
+        self._epoch = outbox.epoch
         self._hold: Hold | None = None
         self._stored: tuple[Gate, float] | None = None
         self._shares = False  # whether the hold that is stored concerns other drainers, too
@@ -189,6 +190,7 @@ class Settler:
                 drained_through=self._feed.watermark(leaving),
                 refusals=(len(self._streak), self._streak_reason),
                 take_back=take_back,
+                epoch=self._epoch,
             )
             del self._outcomes[: len(batch)]
             self._feed.leave(leaving)

@@ -8,7 +8,6 @@ from perqueue._lock import drain_lock, is_drained
 from perqueue._outbox.protocol import News
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
     from pathlib import Path
 
     from filelock import BaseFileLock
@@ -25,7 +24,6 @@ class Alone:
     settle_batch = 64
     settle_delay = 0.01
     follow_interval = 0.05
-    lost: Collection[int] = ()
 
     @property
     def path(self) -> Path:

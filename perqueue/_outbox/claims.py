@@ -89,6 +89,7 @@ class ClaimedSession(CountedSession):
                 taken = min(left, count)
                 connection.execute(f"UPDATE perqueue_drain SET {counter} = {counter} - ?", (taken,))
                 left -= taken
+        self._marks = None  # they have gone back, for once
         return dropped > 0
 
     def claim_due(self, now: int, farthest: int, limit: int, outstanding: Collection[int]) -> list[Activity]:
@@ -116,10 +117,14 @@ class ClaimedSession(CountedSession):
         """Return rows, and IDs of those that cannot be read although they are pending."""
         with self._reading() as connection:
             try:
-                return retry_busy(lambda: connection.execute(query, values).fetchall()), []
+                rows = retry_busy(lambda: connection.execute(query, values).fetchall())
             except sqlite3.DatabaseError as error:
                 if not is_corrupt(error):
                     raise
+            else:
+                if rows and rows[-1][0] > self._last_id:
+                    self._notice(connection)  # so that what is claimed is known from now on
+                return rows, []
         return self._read_each(keys, values)
 
     def _read_each(self, keys: str, values: Sequence[object]) -> tuple[list[Any], list[int]]:

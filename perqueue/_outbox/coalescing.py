@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from perqueue._activity import State
+from perqueue._activity import State, checksum
 from perqueue._outbox.claims import ClaimedSession
 from perqueue._outbox.connection import retry_busy
 from perqueue._outbox.damage import one_row
@@ -32,7 +32,7 @@ _EXPIRE = (
 class CoalescedSession(ClaimedSession):
     """An outbox file that can tell whether an equal activity was recorded in a window."""
 
-    def _insert(self, connection: sqlite3.Connection, key: Key, recorded_at: int) -> int:
+    def _insert(self, connection: sqlite3.Connection, values: tuple[object, ...]) -> int:
         """Store one activity, within a transaction."""
         raise NotImplementedError
 
@@ -50,14 +50,22 @@ class CoalescedSession(ClaimedSession):
         with self._reading() as connection:
             standing = retry_busy(functools.partial(self._standing, connection, values))
         if standing is None:
-            with self._writing() as connection:
-                standing = self._standing(connection, values)  # another process may have been faster
-                if standing is None:
-                    standing = self._insert(connection, key, recorded_at)
-                    connection.execute(_STAND, (*values, standing))
+            standing = self._stand(key, values, recorded_at)
             self._check_identity(recorded_at)
             self._sync()
         return standing
+
+    def _stand(self, key: Key, values: tuple[object, ...], recorded_at: int) -> int:
+        with self._held():
+            with self._writing() as connection:
+                standing = self._standing(connection, values)  # another process may have been faster
+                if standing is not None:
+                    return standing
+                check = checksum(*key, recorded_at)
+                activity_id = self._insert(connection, (*key, recorded_at, check))
+                connection.execute(_STAND, (*values, activity_id))
+            self._last_id, self._last_check = activity_id, check  # not before it is committed
+            return activity_id
 
     @staticmethod
     def _standing(connection: sqlite3.Connection, values: tuple[object, ...]) -> int | None:
@@ -67,11 +75,12 @@ class CoalescedSession(ClaimedSession):
         return int(row[0])
 
     def refusals(self) -> int:
-        """Return a number that grows when an activity is refused, or found to be damaged."""
+        """Return a number that differs when one was refused, found to be damaged, or taken back."""
         with self._reading() as connection:
+            self._notice(connection)
             query = "SELECT rejections + damaged FROM perqueue_drain"
             (count,) = retry_busy(lambda: one_row(connection, query))
-        return int(count)
+        return int(count) + (self.epoch << 48)
 
     def expire(self, before: int, limit: int) -> bool:
         """Forget windows that ended before a time, up to ``limit`` keys; tell whether there may be more."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from perqueue import _threads
-from perqueue._outbox.damage import corrupt, one_row
+from perqueue._outbox.damage import ROW_IS_MISSING, corrupt, one_row
 from perqueue._place import examine, make_for_owner
 from perqueue.exceptions import OutboxError, OutboxMismatch
 
@@ -37,6 +37,11 @@ APPLICATION_ID = 0x50657251
 
 _DISK_FULL = "the disk is full: free space, delivery and recording go on by themselves"
 _DAMAGED = "the file is damaged: `perqueue doctor` says what can be rescued"
+TAMPERED = (
+    "another program has dropped, renamed, altered or emptied perqueue's tables, a migration or a test's"
+    " teardown, say: have it spare what begins with perqueue_, and restart this one, which makes anew what is"
+    f" gone altogether; if nobody has, {_DAMAGED}"
+)
 _REMEDIES = {
     sqlite3.SQLITE_FULL: _DISK_FULL,
     sqlite3.SQLITE_IOERR_SHMSIZE: _DISK_FULL,  # there is no room for the -shm
@@ -59,7 +64,7 @@ def outbox_error(path: Path, error: Exception) -> OutboxError:
         return OutboxError(f"outbox {path}: its schema is no text ({_DAMAGED})")
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", 0)
-        remedy = _REMEDIES.get(code) or _REMEDIES.get(code & 0xFF, "")
+        remedy = TAMPERED if is_tampered(error) else _REMEDIES.get(code) or _REMEDIES.get(code & 0xFF, "")
     else:
         code = (error.errno if isinstance(error, OSError) else None) or 0
         remedy = {
@@ -72,6 +77,13 @@ def outbox_error(path: Path, error: Exception) -> OutboxError:
             errno.ENOENT: "the file was removed, or its directory does not exist or takes no files",
         }.get(code, "")
     return OutboxError(f"outbox {path}: {error}" + (f" ({remedy})" if remedy else ""))
+
+
+def is_tampered(error: BaseException) -> bool:
+    """Tell whether an error says that tables or rows are gone which only another program could take away."""
+    text = str(error)
+    gone = "no such" in text or "has no column" in text or "already exists" in text
+    return text == ROW_IS_MISSING or (gone and "perqueue_" in text)
 
 
 @contextmanager
@@ -288,7 +300,14 @@ def _read_header(path: Path) -> _Header:
             # With nothing but our own migrations table, it is being created, or that was cut short.
             return _Header(is_own, sum(not name.startswith("perqueue_") for name in names), None)
         query = "SELECT schema_version, origin FROM perqueue_outbox"
-        version, origin = retry_busy(lambda: one_row(connection, query))
+        row = retry_busy(lambda: connection.execute(query).fetchone())
+        if row is None and not is_own and "perqueue_activity" in names:
+            query = "SELECT 1 FROM perqueue_activity LIMIT 1"
+            if retry_busy(lambda: connection.execute(query).fetchone()) is None:
+                return _Header(is_own, 0, None)  # the application has emptied its database
+        if row is None:
+            raise corrupt(ROW_IS_MISSING)
+        version, origin = row
         if not isinstance(version, int) or not isinstance(origin, str | None):
             raise corrupt("perqueue_outbox holds what was never stored there")
         return _Header(is_own, 0, (version, origin))
@@ -297,7 +316,7 @@ def _read_header(path: Path) -> _Header:
 
 
 def _create(path: Path, origin: str | None, *, embedded: bool) -> None:
-    from perqueue._outbox.schema import migrate
+    from perqueue._outbox.schema import drop_remains, migrate
 
     if path.stat().st_size == 0 and not embedded:
         path.chmod(0o600)  # whatever the umask; SQLite gives -wal and -shm the mode of the file
@@ -307,6 +326,7 @@ def _create(path: Path, origin: str | None, *, embedded: bool) -> None:
         connection.execute(f"PRAGMA busy_timeout = {int(_SET_UP_TIMEOUT * 1000)}")
         if embedded:
             _begin(connection, path)
+            drop_remains(connection)
         else:
             _make_own(connection, path)
         migrate(connection, origin)

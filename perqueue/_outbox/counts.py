@@ -77,7 +77,16 @@ class CountedSession(Positions, PrunedSession):
     def position(self) -> Position:
         """Return counters and watermark."""
         with self._reading() as connection:
-            return retry_busy(lambda: self._position(connection))
+            while True:
+                epoch = self.epoch
+                position = retry_busy(lambda: self._position(connection))
+                self._notice(connection)
+                if self.epoch == epoch:
+                    return position
+
+    def _went_back(self) -> None:
+        super()._went_back()
+        self._searched_through = 0
 
     def count_pending(self, through: int, limit: int) -> int:
         """Count the pending activities up to an ID, up to a limit."""

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 _CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
+ROW_IS_MISSING = "a row that must be there is missing"
+
+
 def corrupt(message: str) -> sqlite3.DatabaseError:
     """Return SQLite's own error for a damaged file, for damage that SQLite does not notice."""
     error = sqlite3.DatabaseError(message)
@@ -28,7 +31,7 @@ def one_row(connection: sqlite3.Connection, query: str, values: Sequence[object]
     """Return the one row that there must be."""
     row: tuple[Any, ...] | None = connection.execute(query, values).fetchone()
     if row is None:
-        raise corrupt("a row that must be there is missing")
+        raise corrupt(ROW_IS_MISSING)
     return row
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from perqueue._activity import checksum
 from perqueue._outbox.coalescing import CoalescedSession
+from perqueue._outbox.connection import outbox_error
+from perqueue._outbox.damage import ROW_IS_MISSING, corrupt
 from perqueue.exceptions import ConfigurationError, OutboxFull
 
 if TYPE_CHECKING:
@@ -60,11 +62,12 @@ class JoinedSession(CoalescedSession):
         values = (*key, recorded_at, checksum(*key, recorded_at), self._max_pending)
         if window is None:
             rows = yield _JOIN_ALWAYS, values
-            return self._given(rows)
+            return self._given(rows or (yield from self._why_not()))
         standing = (window[1], window[0], *key)
         rows = yield _JOIN_ONCE, (*values, *standing)
         if not rows:
-            return self._given((yield _STANDING, standing))
+            rows = yield _STANDING, standing
+            return self._given(rows or (yield from self._why_not()))
         activity_id = self._given(rows)
         yield _STAND, (*standing, activity_id)
         return activity_id
@@ -86,6 +89,12 @@ class JoinedSession(CoalescedSession):
         except OSError as error:
             message = f"connection leads to {path}, which is gone"
             raise ConfigurationError(message) from error
+
+    def _why_not(self) -> Generator[tuple[str, tuple[object, ...]], list[Any], list[Any]]:
+        """Raise unless the outbox is full."""
+        if (yield "SELECT count(*) FROM main.perqueue_drain", ())[0][0]:
+            return []
+        raise outbox_error(self._path, corrupt(ROW_IS_MISSING))
 
     def _given(self, rows: list[Any]) -> int:
         if rows:

@@ -129,7 +129,9 @@ class Outbox(Protocol):
     follow_interval: float
     """Seconds between two looks at another process's outcomes, while somebody here waits for them."""
     lost: Collection[int]
-    """Activities of the latest :meth:`settle` that had become another drainer's: nothing was written."""
+    """Activities of the latest :meth:`settle` that had become another's: nothing was written."""
+    epoch: int
+    """How often numbers were found to be taken back: what was given one before may be another's, or gone."""
 
     @property
     def outbox_id(self) -> str:
@@ -152,7 +154,7 @@ class Outbox(Protocol):
         """
 
     def refusals(self) -> int:
-        """Return a number that grows when an activity is refused, or found to be damaged."""
+        """Return a number that differs when one was refused, found to be damaged, or taken back."""
 
     def claim(self, after: int, limit: int) -> list[Activity]:
         """Return fresh pending activities above an ID, oldest first; damaged rows are settled as such."""
@@ -197,11 +199,13 @@ class Outbox(Protocol):
         drained_through: int,
         refusals: tuple[int, str | None],
         take_back: tuple[Sequence[int], Hold] | None = None,
+        epoch: int = 0,
     ) -> Hold | None:
         """Write outcomes, the watermark and the streak of refusals in one transaction.
 
         ``take_back`` names refused activities, of these or earlier ones, that return to pending in the
-        same transaction, and why nothing is sent from then on; that hold is returned as stored.
+        same transaction, and why nothing is sent from then on; that hold is returned as stored. All this is
+        of an ``epoch``: in another one only outcomes are written, of what was claimed and is still there.
         """
 
     def set_hold(self, hold: Hold | None) -> Hold | None:

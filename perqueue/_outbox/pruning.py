@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from perqueue._activity import State
 from perqueue._outbox.connection import retry_busy
 from perqueue._outbox.damage import is_corrupt, is_sound, one_row
-from perqueue._outbox.session import Session
+from perqueue._outbox.setback import SetBackSession
 from perqueue._outbox.sweep import Sweep
 from perqueue.exceptions import OutboxError
 
@@ -28,7 +28,7 @@ _DELETE = "DELETE FROM perqueue_{} WHERE {} BETWEEN ? AND ?"
 _PRUNED = "UPDATE perqueue_drain SET pruned = pruned + ?, trail_lost_through = max(trail_lost_through, ?)"
 
 
-class PrunedSession(Session):
+class PrunedSession(SetBackSession):
     """An outbox file whose settled rows are deleted after a time."""
 
     def __init__(self, path: Path, origin: str | None, *, create: bool, embedded: bool | None = None) -> None:

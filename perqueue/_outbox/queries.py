@@ -33,19 +33,29 @@ _ACCEPT = (
     # INSERT comes first: sqlite3 counts the rows of no statement that begins otherwise.
     "INSERT INTO perqueue_settlement"
     " (activity_id, state, settled_at, duration_ms, attempts, transaction_id, checksum)"
-    " WITH answer (activity_id, settled_at, duration_ms, transaction_id, checksum) AS (VALUES {rows})"
+    " WITH answer (activity_id, settled_at, duration_ms, transaction_id, checksum, activity)"
+    " AS (VALUES {rows})"
     " SELECT activity_id, 1, settled_at, duration_ms,"
     " 1 + (SELECT count(*) FROM perqueue_attempt t WHERE t.activity_id = answer.activity_id),"
-    " transaction_id, checksum FROM answer WHERE true ON CONFLICT DO NOTHING"
+    " transaction_id, answer.checksum FROM answer CROSS JOIN perqueue_activity a"
+    " WHERE a.id = answer.activity_id AND a.checksum = answer.activity ON CONFLICT DO NOTHING"
+)
+_END_WAIT = (
+    "DELETE FROM perqueue_retry WHERE activity_id IN ({ids})"
+    " AND EXISTS (SELECT 1 FROM perqueue_settlement s WHERE s.activity_id = perqueue_retry.activity_id)"
 )
 ACCEPT = {
     size: (
-        _ACCEPT.format(rows=", ".join(["(?, ?, ?, ?, ?)"] * size)),
-        f"DELETE FROM perqueue_retry WHERE activity_id IN ({', '.join('?' * size)})",
+        _ACCEPT.format(rows=", ".join(["(?, ?, ?, ?, ?, ?)"] * size)),
+        _END_WAIT.format(ids=", ".join("?" * size)),
     )
     for size in (64, 8, 1)
 }
-"""By how many at once, largest first: what settles accepted activities, and what ends their own waits."""
+"""By how many at once, largest first: what settles accepted activities, and what ends their own waits.
+
+Only of those that are still what was sent: after a restore from a backup a number may be another's.
+"""
+IS_THERE = "SELECT 1 FROM perqueue_activity WHERE id = ? AND checksum = ?"
 SETTLED = (
     "SELECT activity_id, state, settled_at, transaction_id, reason, checksum FROM perqueue_settlement"
     " WHERE activity_id IN ({})"

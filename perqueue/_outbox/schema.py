@@ -146,6 +146,16 @@ FROM perqueue_activity a LEFT JOIN perqueue_settlement s ON s.activity_id = a.id
 """
 
 
+_HOLDING = (
+    "perqueue_outbox",
+    "perqueue_activity",
+    "perqueue_settlement",
+    "perqueue_attempt",
+    "perqueue_retry",
+)
+"""Tables that are empty only if nothing is known of any activity."""
+
+
 class _OutboxMigrations(Migrations):
     migrations_table = "perqueue_migrations"
 
@@ -187,6 +197,17 @@ def show_how_busy_the_drainer_is(db: Database) -> None:
         "rate_limit REAL",
     ):
         db.execute(f"ALTER TABLE perqueue_drain ADD COLUMN {column}")
+
+
+def drop_remains(connection: sqlite3.Connection) -> None:
+    """Make room if the application has dropped or emptied perqueue's tables, so that nothing is in them."""
+    query = "SELECT name, type FROM sqlite_master WHERE type IN ('table', 'view')"
+    kinds = {name: kind for name, kind in connection.execute(query) if name.startswith("perqueue_")}
+    for name in _HOLDING:
+        if name in kinds and connection.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchone():  # noqa: S608
+            return
+    for name, kind in kinds.items():
+        connection.execute(f"DROP {kind} {name}")
 
 
 def migrate(connection: sqlite3.Connection, origin: str | None) -> None:

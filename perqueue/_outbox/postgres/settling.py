@@ -112,6 +112,7 @@ class SettledSession(ClaimedSession):
     settle_batch = 100
     settle_delay = 0.1
     follow_interval = 0.2
+    epoch = 0
     lost: Collection[int] = ()
     """Activities of the latest :meth:`settle` that have become another drainer's: nothing was written."""
 
@@ -122,6 +123,7 @@ class SettledSession(ClaimedSession):
         drained_through: int,  # noqa: ARG002 - there is no watermark: numbers are not committed in order
         refusals: tuple[int, str | None],
         take_back: tuple[Sequence[int], Hold] | None = None,
+        epoch: int = 0,  # noqa: ARG002 - whatever happens to the tables, no row of theirs has this owner then
     ) -> Hold | None:
         """Write outcomes and the streak of refusals in one transaction; see the protocol."""
         if self._owner is None:

@@ -1,0 +1,98 @@
+"""Noticing a file that goes back to an earlier state while it is open, so that its numbers are given again.
+
+A backup is restored into it, or somebody deletes rows. SQLite lets every connection go on as if nothing had
+happened. But nothing that this process remembers by a number (claims, receipts, windows) is true any more.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from operator import lt
+from typing import TYPE_CHECKING
+
+from perqueue._outbox.connection import retry_busy
+from perqueue._outbox.damage import is_corrupt
+from perqueue._outbox.session import Session
+from perqueue.exceptions import OutboxError
+
+if TYPE_CHECKING:
+    from typing import Any
+
+log = logging.getLogger("perqueue")
+
+# What only ever grows, then the outbox's own ID, the activity that was the newest, and the one that is.
+_MARKS = (
+    "SELECT accepted, rejections, discarded, damaged, pruned, holds, probe_requests, drained_through,"
+    " (SELECT outbox_id FROM perqueue_outbox), (SELECT checksum FROM perqueue_activity WHERE id = ?),"
+    " (SELECT max(id) FROM perqueue_activity),"
+    " (SELECT checksum FROM perqueue_activity ORDER BY id DESC LIMIT 1) FROM perqueue_drain"
+)
+_GROWING = 8
+_PRUNED = 4
+# A number is free if nothing speaks of it, nor of a later one that is not there.
+_IS_TAKEN = (
+    "SELECT (SELECT drained_through FROM perqueue_drain) >= :id"
+    " OR EXISTS (SELECT 1 FROM perqueue_settlement s WHERE s.activity_id >= :id AND NOT EXISTS"
+    " (SELECT 1 FROM perqueue_activity a WHERE a.id = s.activity_id AND a.id > :id))"
+    " OR EXISTS (SELECT 1 FROM perqueue_retry r WHERE r.activity_id >= :id AND NOT EXISTS"
+    " (SELECT 1 FROM perqueue_activity a WHERE a.id = r.activity_id AND a.id > :id))"
+)
+
+
+class SetBackSession(Session):
+    """An outbox file that knows when what was read from it before is no longer its own past."""
+
+    epoch = 0
+    """How often the file was found to have gone back to an earlier state."""
+    _last_id = 0
+    """The highest number that this process knows of."""
+    _last_check: int | None = None
+    """The checksum stored with it."""
+    _marks: tuple[int, ...] | None = None
+
+    def _notice(self, connection: sqlite3.Connection) -> None:
+        """Look whether the file has gone back since the last look. Called under the lock."""
+        last_id, last_check = self._last_id, self._last_check  # a signal handler may record meanwhile
+        try:
+            row = retry_busy(lambda: connection.execute(_MARKS, (last_id,)).fetchone())
+        except sqlite3.DatabaseError as error:
+            if not is_corrupt(error):
+                raise
+            return  # damage is another matter, for others to tell
+        if row is None:
+            return
+        marks: tuple[Any, ...] = row[:_GROWING]
+        outbox_id, check, newest, newest_check = row[_GROWING:]
+        if outbox_id is not None and outbox_id != self._outbox_id:
+            self._replaced()
+        known, self._marks = self._marks, marks
+        if known is None:
+            self._last_id, self._last_check = newest or 0, newest_check
+        elif (
+            (newest or 0) < last_id
+            or (marks != known and any(map(lt, marks, known)))
+            or (check != last_check and (check is not None or marks[_PRUNED] == known[_PRUNED]))
+        ):
+            self._last_id, self._last_check = newest or 0, newest_check
+            self._went_back()
+        elif newest is not None and newest > self._last_id:
+            self._last_id, self._last_check = newest, newest_check
+
+    def _went_back(self) -> None:
+        """Forget what was known of the file by numbers."""
+        self.epoch += 1
+        log.error(
+            "outbox %s has gone back to an earlier state while it was open (a backup restored into it, or"
+            " rows deleted): what it holds now is delivered, what is gone from it is not",
+            self._path,
+        )
+
+    def _replaced(self) -> None:
+        message = f"outbox {self._path} was replaced by another one: restart the program to use that"
+        raise OutboxError(message)
+
+    def _is_taken(self, connection: sqlite3.Connection, activity_id: int) -> bool:
+        """Tell whether the file speaks of the activity that is given this number as of another."""
+        (taken,) = retry_busy(lambda: connection.execute(_IS_TAKEN, {"id": activity_id}).fetchone())
+        return taken is None or bool(taken)

@@ -1,0 +1,154 @@
+"""What a file of perqueue's own, set back while it is open, makes of what was claimed before."""
+
+import sqlite3
+from contextlib import closing
+
+import pytest
+
+from perqueue._activity import Event, Settlement
+from perqueue._outbox import Hold, OperatorOutbox
+
+ORIGIN = "http://127.0.0.1"
+NOW = 1_700_000_000_000
+
+
+@pytest.fixture
+def outbox(outbox):
+    """An outbox of one settled and one pending activity."""
+    with closing(OperatorOutbox(outbox, ORIGIN)) as opened:
+        for user in ("SETTLED", "PENDING"):
+            opened.append("GROUP", user, "TYPE", NOW)
+        settle(opened, opened.claim(0, 1), Event.ACCEPT)
+        yield opened
+
+
+@pytest.fixture
+def restore(outbox, tmp_path):
+    """Take the file back to how it was when the test began."""
+    backup = tmp_path / "backup.db"
+    copy(outbox.path, backup)
+    return lambda: copy(backup, outbox.path)
+
+
+def copy(source, target):
+    with closing(sqlite3.connect(source)) as one, closing(sqlite3.connect(target, timeout=20)) as other:
+        one.backup(other)
+
+
+def settle(outbox, claimed, event, **more):
+    settlements = [
+        Settlement(activity=each, event=event, answered_at=NOW, transaction_id="T", reason="no", **more)
+        for each in claimed
+    ]
+    through = max((each.id for each in claimed), default=0)
+    return outbox.settle(settlements, drained_through=through, refusals=(3, "no"), epoch=0)
+
+
+def fates(outbox):
+    with closing(sqlite3.connect(outbox.path)) as connection:
+        query = "SELECT user_id, state, attempts FROM perqueue_activity_log ORDER BY id"
+        return {user: (state, attempts) for user, state, attempts in connection.execute(query)}
+
+
+@pytest.mark.parametrize(
+    ("event", "more"),
+    [(Event.ACCEPT, {}), (Event.REJECT, {}), (Event.DEFER, {}), (Event.DEFER, {"not_before": NOW + 9})],
+)
+def test_an_outcome_is_written_for_what_was_claimed_and_for_nothing_else(outbox, restore, event, more):
+    """Neither an outcome nor an attempt nor a wait goes to what has the number of one that is gone."""
+    for user in ("GONE", "GONE_TOO"):
+        outbox.append("GROUP", user, "TYPE", NOW + 1)
+    claimed = outbox.claim(1, 10)
+    restore()
+    outbox.append("GROUP", "AFTER", "TYPE", NOW + 2)
+    settle(outbox, claimed, event, **more)
+    state = {Event.ACCEPT: "accepted", Event.REJECT: "rejected"}.get(event, "pending")
+    assert fates(outbox) == {"SETTLED": ("accepted", 1), "PENDING": (state, 1), "AFTER": ("pending", 0)}
+    position = outbox.position()
+    assert set(outbox.lost) == {3, 4}
+    assert (position.pending, position.refusal_streak, position.drained_through) == (
+        1 + (state == "pending"), 0, 1
+    )  # fmt: skip
+    assert {each.user_id for each in outbox.claim(position.drained_through, 9)} >= {"AFTER"}
+
+
+def test_many_at_once_are_each_compared(outbox, restore):
+    """Of a batch that one statement writes only those are left out that are not there."""
+    kept = [outbox.append("GROUP", f"KEPT-{n}", "TYPE", NOW) for n in range(40)]
+    backup = outbox.path.with_name("later.db")
+    copy(outbox.path, backup)
+    for n in range(40):
+        outbox.append("GROUP", f"GONE-{n}", "TYPE", NOW)
+    claimed = outbox.claim(1, 100)
+    copy(backup, outbox.path)
+    for n in range(20):
+        outbox.append("GROUP", f"AFTER-{n}", "TYPE", NOW)
+    settle(outbox, claimed, Event.ACCEPT)
+    assert {user for user, (state, _) in fates(outbox).items() if state == "pending"} == {
+        f"AFTER-{n}" for n in range(20)
+    }
+    assert outbox.position().accepted == 2 + len(kept)
+
+
+def test_a_wait_that_the_file_knows_is_left_alone(outbox, restore):
+    """Who waits on its own account under a number of one that is gone goes on waiting."""
+    outbox.append("GROUP", "GONE", "TYPE", NOW)
+    gone = outbox.claim(2, 1)
+    restore()
+    outbox.append("GROUP", "AFTER", "TYPE", NOW + 1)
+    settle(outbox, outbox.claim(2, 1), Event.DEFER, not_before=NOW + 9)
+    settle(outbox, gone, Event.ACCEPT)
+    assert [each.user_id for each in outbox.claim_waiting(0, 9)] == ["AFTER"]
+
+
+def test_each_set_back_is_noticed_once_and_nothing_else_is(outbox, restore):
+    """Recording, settling, requeueing, pruning and pausing never look like one, in any process."""
+    with closing(OperatorOutbox(outbox.path, None, create=False)) as other:
+        for n in range(30):
+            other.append("GROUP", f"USER-{n}", "TYPE", NOW)
+            outbox.append("GROUP", f"OTHER-{n}", "TYPE", NOW)
+            settle(outbox, outbox.claim(1 + 2 * n, 2), Event.REJECT if n % 3 else Event.ACCEPT)
+            other.set_hold(Hold("backing_off", "no", NOW, 1))
+            other.set_hold(None)
+            other.request_probe()
+            other.requeue([2 * n])
+            while outbox.prune(2**62, 0, 50):
+                pass
+            assert (outbox.refusals(), other.refusals()) == (other.refusals(), outbox.refusals())
+            outbox.settled([n])
+        assert (outbox.epoch, other.epoch) == (0, 0)
+        for times in (1, 2):
+            restore()
+            for each in (other, outbox):
+                each.append("GROUP", "AFTER", "TYPE", NOW + times)
+                each.position()
+                each.claim(0, 5)
+                assert each.epoch == times
+
+
+def test_an_older_copy_moved_into_its_place_is_noticed(outbox, restore, tmp_path):
+    """The file may be replaced by another name for the past: after the error claims begin anew."""
+    outbox.append("GROUP", "GONE", "TYPE", NOW)
+    (tmp_path / "backup.db").replace(outbox.path)
+    for end in ("-wal", "-shm"):
+        outbox.path.with_name(f"{outbox.path.name}{end}").unlink(missing_ok=True)
+    with pytest.raises(Exception, match="renamed or replaced"):
+        outbox._check_identity(NOW)
+    assert outbox.position().last_id == 2
+    assert outbox.epoch == 1
+
+
+def test_outcomes_are_written_though_a_page_of_activities_cannot_be_read(outbox):
+    """Damage among activities that were claimed before it holds up nobody's outcome."""
+    ids = [outbox.append("GROUP", f"USER-{n}" + "x" * 300, "TYPE", NOW) for n in range(100)]
+    claimed = outbox.claim(2, 100)
+    outbox._give_up_connection()
+    with closing(sqlite3.connect(outbox.path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        place = f"%USER-50{'x' * 300}%".encode()
+    content = outbox.path.read_bytes()
+    at = content.index(place.strip(b"%")) // 1024 * 1024
+    outbox.path.write_bytes(content[:at] + bytes(1024) + content[at + 1024 :])
+    settle(outbox, claimed, Event.ACCEPT)
+    assert set(outbox.settled(ids)) == set(ids)
+    assert not outbox.lost
