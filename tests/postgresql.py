@@ -41,7 +41,8 @@ def _unprivileged() -> dict[str, Any]:
 class Server:
     """One server process, listening on loopback and on a socket in its own folder."""
 
-    def __init__(self, settings: Iterable[str] = ()) -> None:
+    def __init__(self, settings: Iterable[str] = (), *, primary: Server | None = None, at: int = 0) -> None:
+        """Make one and start it; as a standby of ``primary``, which it reaches at the port ``at``."""
         folder = binaries()
         assert folder is not None
         self._binaries = folder
@@ -54,16 +55,7 @@ class Server:
         password.chmod(0o644)
         self.data = self.folder / "data"
         self.port = _free_port()
-        subprocess.run(
-            [
-                folder / "initdb", "-D", self.data, "-U", "perqueue", "--no-sync", "-E", "UTF8",
-                "--locale=C", "-A", "scram-sha-256", f"--pwfile={password}",
-            ],
-            check=True,
-            capture_output=True,
-            cwd="/",
-            **self._as,
-        )  # fmt: skip
+        self._run(*self._base_backup(at or primary.port) if primary else self._initdb(password))
         self._settings = [
             f"port={self.port}",
             "listen_addresses=127.0.0.1",
@@ -75,6 +67,29 @@ class Server:
         ]
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
+
+    def _initdb(self, password: Path) -> tuple[object, ...]:
+        return (
+            self._binaries / "initdb", "-D", self.data, "-U", "perqueue", "--no-sync", "-E", "UTF8",
+            "--locale=C", "-A", "scram-sha-256", f"--pwfile={password}",
+        )  # fmt: skip
+
+    def _base_backup(self, port: int) -> tuple[object, ...]:
+        source = f"postgresql://perqueue:{_PASSWORD}@127.0.0.1:{port}/postgres?application_name=standby"
+        return (
+            self._binaries / "pg_basebackup", "-d", source, "-D", self.data, "-R", "-X", "stream",
+            "--checkpoint=fast", "--no-sync",
+        )  # fmt: skip
+
+    def _run(self, *command: object) -> None:
+        parts = [str(part) for part in command]
+        done = subprocess.run(parts, capture_output=True, text=True, cwd="/", check=False, **self._as)
+        assert done.returncode == 0, done.stderr
+
+    def admit(self, network: str) -> None:
+        """Let whoever knows the password in from a network; in force from the next start on."""
+        with (self.data / "pg_hba.conf").open("a") as rules:
+            rules.write(f"host all all {network} scram-sha-256\n")
 
     @property
     def url(self) -> str:
@@ -117,9 +132,10 @@ class Server:
             self.process.wait(30)
             self.process = None
 
-    def kill(self) -> None:
-        """End it as a crash does: what is not in its log on disk is lost."""
-        self.stop(signal.SIGQUIT)
+    def ensure_started(self) -> None:
+        """Start it, if the test before has left it ended."""
+        if self.process is None:
+            self.start()
 
     def sql(self, *statements: str, database: str = "postgres") -> list[Any]:
         """Run statements, and return the rows of the last."""
@@ -142,6 +158,15 @@ class Server:
 @pytest.fixture(scope="session")
 def database() -> Iterator[Server]:
     """Start a PostgreSQL server of this run's own, whose data survives no power cut."""
+    need()
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def mortal() -> Iterator[Server]:
+    """Start a server that tests may stop and kill."""
     need()
     server = Server()
     yield server

@@ -6,6 +6,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from perqueue._activity import Activity
+from perqueue._clock import SYSTEM_CLOCK
+from perqueue._outbox.postgres.counts import ALIVE
 from perqueue._outbox.postgres.leases import LeasedSession
 from perqueue.exceptions import OutboxError
 
@@ -16,10 +18,7 @@ _LEAST_SWEEP = 1.0
 _SWEEP_SHARE = 20
 """A look at all that is pending is repeated after so many times the time it took, a second at least."""
 
-_FREE = (
-    "(owner IS NULL OR owner <> ALL(ARRAY("
-    "SELECT owner FROM perqueue_drainer WHERE alive_until > clock_timestamp())))"
-)
+_FREE = f"(owner IS NULL OR owner <> ALL(ARRAY(SELECT owner FROM perqueue_drainer WHERE {ALIVE})))"
 _CLAIM = (
     "UPDATE perqueue_pending p SET owner = %s FROM"
     " (SELECT id FROM perqueue_pending WHERE {} AND {} ORDER BY {} LIMIT %s FOR UPDATE SKIP LOCKED) free"
@@ -91,10 +90,7 @@ class ClaimedSession(LeasedSession):
     def next_due(self) -> int | None:
         """Return the earliest end of an activity's own wait, by this process's clock."""
         rows = self._rows(_NEXT_DUE)
-        return self._now_ms() + rows[0][0] if rows else None
-
-    def _now_ms(self) -> int:
-        return int(time.time() * 1000)
+        return SYSTEM_CLOCK.time_ms() + rows[0][0] if rows else None
 
 
 def _activity(row: Sequence[Any]) -> Activity:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from perqueue import _threads
-from perqueue._outbox.postgres.counts import CountedSession, boot_time, host_name
+from perqueue._outbox.postgres.counts import ALIVE, CountedSession, boot_time, host_name
 from perqueue._stats import Gate
 from perqueue.exceptions import OutboxError
 
@@ -61,13 +61,14 @@ _FOLD_OWN = _FOLD.format("owner = %s")
 _LET_GO = "UPDATE perqueue_pending SET owner = NULL WHERE id = ANY(%s::bigint[]) AND owner = %s RETURNING id"
 _TAKE_PROBE = (
     "UPDATE perqueue_outbox SET probe_owner = %s, probe_until = clock_timestamp() + %s * interval '1 second'"
-    " WHERE hold IS NULL OR probe_owner = %s OR coalesce(probe_until, '-infinity') < clock_timestamp()"
+    " WHERE hold IS NULL OR probe_owner = %s OR coalesce(probe_until, '-infinity')"
+    " NOT BETWEEN clock_timestamp() AND clock_timestamp() + interval '20 seconds'"
     " RETURNING id"
 )
 _SET_HOLD = (
     "UPDATE perqueue_outbox SET hold = %s, hold_reason = %s, hold_wait_ms = %s, holds = holds + 1,"
     " hold_until = clock_timestamp() + %s * interval '1 millisecond', probe_owner = NULL, probe_until = NULL"
-    " WHERE NOT EXISTS (SELECT FROM perqueue_drainer WHERE owner <> %s AND alive_until > clock_timestamp()"
+    f" WHERE NOT EXISTS (SELECT FROM perqueue_drainer WHERE owner <> %s AND {ALIVE}"
     " AND (%s::float8 IS NULL OR answered_at > clock_timestamp() - %s * interval '1 second'))"
     " RETURNING holds"
 )
@@ -132,6 +133,8 @@ class LeasedSession(CountedSession):
 
     def _prepare_to_drain(self, connection: Connection) -> None:
         self._listening = False
+        if connection.is_pooled:
+            return  # it would be another program's server process that listens afterwards
         connection.add_notify_handler(self._hear)
         connection.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(self._channel)))
         connection.execute("SELECT pg_notify(%s, 'listening')", (self._channel,))
