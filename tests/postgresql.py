@@ -18,7 +18,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_PASSWORD = "s3cret"
+PASSWORD = "s3cret"
 
 
 def binaries() -> Path | None:
@@ -30,7 +30,7 @@ def binaries() -> Path | None:
     return Path(initdb).resolve().parent if initdb else None
 
 
-def _unprivileged() -> dict[str, Any]:
+def unprivileged() -> dict[str, Any]:
     """Return how to run a server that refuses root."""
     if os.geteuid() != 0:
         return {}
@@ -47,14 +47,14 @@ class Server:
         assert folder is not None
         self._binaries = folder
         self.folder = Path(tempfile.mkdtemp(prefix="perqueue-pg-"))
-        self._as = _unprivileged()
+        self._as = unprivileged()
         if self._as:
             os.chown(self.folder, self._as["user"], self._as["group"])
         password = self.folder / "password"
-        password.write_text(_PASSWORD)
+        password.write_text(PASSWORD)
         password.chmod(0o644)
         self.data = self.folder / "data"
-        self.port = _free_port()
+        self.port = free_port()
         self._run(*self._base_backup(at or primary.port) if primary else self._initdb(password))
         self._settings = [
             f"port={self.port}",
@@ -75,7 +75,7 @@ class Server:
         )  # fmt: skip
 
     def _base_backup(self, port: int) -> tuple[object, ...]:
-        source = f"postgresql://perqueue:{_PASSWORD}@127.0.0.1:{port}/postgres?application_name=standby"
+        source = f"postgresql://perqueue:{PASSWORD}@127.0.0.1:{port}/postgres?application_name=standby"
         return (
             self._binaries / "pg_basebackup", "-d", source, "-D", self.data, "-R", "-X", "stream",
             "--checkpoint=fast", "--no-sync",
@@ -94,7 +94,7 @@ class Server:
     @property
     def url(self) -> str:
         """The address of the database `postgres`, over TCP."""
-        return f"postgresql://perqueue:{_PASSWORD}@127.0.0.1:{self.port}/postgres"
+        return f"postgresql://perqueue:{PASSWORD}@127.0.0.1:{self.port}/postgres"
 
     def start(self) -> None:
         """Start it, and wait until it takes connections."""
@@ -180,7 +180,7 @@ def need() -> None:
     pytest.importorskip("psycopg")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

@@ -249,7 +249,7 @@ def test_a_lock_on_the_table_fails_record_in_a_second(make_queue):
 
 def test_the_first_host_that_is_down_is_passed_over(make_queue, outbox, database, per):
     """With several hosts in the URL, the one that takes writes is found."""
-    closed = postgresql._free_port()
+    closed = postgresql.free_port()
     url = outbox.replace(f"127.0.0.1:{database.port}/", f"127.0.0.1:{closed},127.0.0.1:{database.port}/")
     queue = make_queue(url)
     queue.record("GROUP", "USER").wait(10)

@@ -37,6 +37,8 @@ MOST_CONNECTIONS = 5
 """Connections of one process, beside the one of its drain: the server has a hundred, as a rule, for all."""
 _CONNECT_TIMEOUT = 5
 _POLL = 0.001
+_ON_REQUEST = 2**31
+"""Executions after which psycopg prepares a statement unasked; with None it would not even when asked to."""
 
 _RETRYING = "everything is kept, and it goes on by itself once the database answers"
 _REMEDIES: dict[str, str] = {
@@ -102,8 +104,7 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         except AttributeError:
             cursor = self._cursor = self.cursor()
         try:
-            # Through a pooler another program's statement may have the same name: never by name, then.
-            cursor.execute(query, values, prepare=prepare and not self.is_pooled)
+            cursor.execute(query, values, prepare=prepare)
             return [] if cursor.rownumber is None else cursor.fetchall()
         except psycopg.Error as error:
             if error.sqlstate == "25006":  # it was the primary, once
@@ -274,4 +275,6 @@ def connect(url: DatabaseURL) -> Connection:
         connection.close()
         raise
     connection.is_pooled = process != connection.pgconn.backend_pid
+    if not connection.is_pooled:  # there another program's statement may have the same name
+        connection.prepare_threshold = _ON_REQUEST
     return connection
