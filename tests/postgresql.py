@@ -168,7 +168,7 @@ def database() -> Iterator[Server]:
 def mortal() -> Iterator[Server]:
     """Start a server that tests may stop and kill."""
     need()
-    server = Server()
+    server = Server(["max_connections=30"])
     yield server
     server.close()
 

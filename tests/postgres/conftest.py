@@ -87,13 +87,13 @@ def child(env):
 
 @pytest.fixture
 def recorders(child, tmp_path):
-    """Record in two processes and in a careless one: `recorders.start(url)`, and all of it `recorders.end()`."""
+    """Record in two processes and in a careless one: `recorders.start(url)`, `recorders.end()`."""
     over = tmp_path / "over"
     started = []
 
     def begin(url):
-        for careless in ("", "", "careless"):
-            started.append(child(RECORD, over, careless, PERQUEUE_OUTBOX=url))
+        kinds = ("", "", "careless")
+        started.extend(child(RECORD, over, careless, PERQUEUE_OUTBOX=url) for careless in kinds)
         for process in started:
             process.expect("ready")
 

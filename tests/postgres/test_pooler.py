@@ -70,9 +70,7 @@ def test_coalescing_and_pruning_work_through_a_pooler(per, make_queue, pooler):
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_a_statement_of_another_program_is_never_run_instead(
-    make_queue, pooler, sql, monkeypatch, named
-):
+def test_a_statement_of_another_program_is_never_run_instead(make_queue, pooler, sql, monkeypatch, named):
     """Another program's prepared statement of the same name gets none of what is recorded; a connection
     that took the pooler for a server would lose it there, without any error.
     """
@@ -124,6 +122,6 @@ def test_a_pooler_without_room_is_told(database, outbox, make_queue):
     with Pooler(database, outbox.rpartition("%3D")[2], most=1) as pooler:
         queue = make_queue(pooler.url, drain=False)
         queue.record("GROUP", "USER")
-        with pytest.raises(OutboxError, match="no more connections allowed.*max_connections"):
+        with pytest.raises(OutboxError, match=r"no more connections allowed.*max_connections"):
             make_queue(pooler.url, drain=False)
         assert queue.stats().pending == 1
