@@ -42,7 +42,7 @@ class Server:
     """One server process, listening on loopback and on a socket in its own folder."""
 
     def __init__(self, settings: Iterable[str] = (), *, primary: Server | None = None, at: int = 0) -> None:
-        """Make one and start it; as a standby of ``primary``, which it reaches at the port ``at``."""
+        """Make one and start it; as a standby of ``primary``, which it follows at the port ``at``."""
         folder = binaries()
         assert folder is not None
         self._binaries = folder
@@ -55,7 +55,7 @@ class Server:
         password.chmod(0o644)
         self.data = self.folder / "data"
         self.port = free_port()
-        self._run(*self._base_backup(at or primary.port) if primary else self._initdb(password))
+        self._run(*self._base_backup(primary) if primary else self._initdb(password))
         self._settings = [
             f"port={self.port}",
             "listen_addresses=127.0.0.1",
@@ -65,6 +65,10 @@ class Server:
             "shared_buffers=64MB",
             *settings,
         ]
+        if primary is not None:
+            source = primary.url.replace(f":{primary.port}/", f":{at or primary.port}/")
+            self._settings += [f"primary_conninfo={source}?application_name=standby"]
+            self._settings += ["wal_retrieve_retry_interval=100ms"]
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -74,10 +78,9 @@ class Server:
             "--locale=C", "-A", "scram-sha-256", f"--pwfile={password}",
         )  # fmt: skip
 
-    def _base_backup(self, port: int) -> tuple[object, ...]:
-        source = f"postgresql://perqueue:{PASSWORD}@127.0.0.1:{port}/postgres?application_name=standby"
+    def _base_backup(self, primary: Server) -> tuple[object, ...]:
         return (
-            self._binaries / "pg_basebackup", "-d", source, "-D", self.data, "-R", "-X", "stream",
+            self._binaries / "pg_basebackup", "-d", primary.url, "-D", self.data, "-R", "-X", "stream",
             "--checkpoint=fast", "--no-sync",
         )  # fmt: skip
 
@@ -131,6 +134,10 @@ class Server:
             self.process.send_signal(number)
             self.process.wait(30)
             self.process = None
+
+    def murder(self) -> None:
+        """End it as `kill -9` does."""
+        self.stop(signal.SIGKILL)
 
     def ensure_started(self) -> None:
         """Start it, if the test before has left it ended."""

@@ -31,25 +31,31 @@ class Wire:
         self._whole.set()
 
     def close(self) -> None:
+        """Carry nothing any more, and tell both ends."""
         self._over = True
         self._whole.set()
         self._thread.join(5)
 
     def _run(self) -> None:
-        while not self._over:
-            self._whole.wait()
+        while self._whole.wait() and not self._over:
             ready, _, _ = select.select([self._listener, *self._pairs], [], [], 0.01)
             if not self._whole.is_set():
                 continue
             for end in ready:
                 if end is self._listener:
-                    near = end.accept()[0]
-                    far = socket.create_connection(("127.0.0.1", self._target))
-                    self._pairs |= {near: far, far: near}
+                    self._open(end.accept()[0])
                 elif end in self._pairs:
                     self._carry(end)
         for end in (self._listener, *self._pairs):
             end.close()
+
+    def _open(self, near: socket.socket) -> None:
+        try:
+            far = socket.create_connection(("127.0.0.1", self._target))
+        except OSError:  # nobody is there: so it looks from here, too
+            near.close()
+        else:
+            self._pairs |= {near: far, far: near}
 
     def _carry(self, end: socket.socket) -> None:
         data = b""
