@@ -40,7 +40,8 @@ def wait_for_both(primary, names):
     primary.sql(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'", "SELECT pg_reload_conf()")
     state = "sync" if names else "async"
     until(
-        lambda: primary.sql("SELECT sync_state FROM pg_stat_replication") == [(state,)], f"{state} replication"
+        lambda: primary.sql("SELECT sync_state FROM pg_stat_replication") == [(state,)],
+        f"{state} replication",
     )
 
 
