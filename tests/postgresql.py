@@ -41,8 +41,18 @@ def unprivileged() -> dict[str, Any]:
 class Server:
     """One server process, listening on loopback and on a socket in its own folder."""
 
-    def __init__(self, settings: Iterable[str] = (), *, primary: Server | None = None, at: int = 0) -> None:
-        """Make one and start it; as a standby of ``primary``, which it follows at the port ``at``."""
+    def __init__(
+        self,
+        settings: Iterable[str] = (),
+        *,
+        network: str | None = None,
+        primary: Server | None = None,
+        at: int = 0,
+    ) -> None:
+        """Make one and start it; as a standby of ``primary``, which it follows at the port ``at``.
+
+        Whoever knows the password is let in from this machine, and from a ``network``.
+        """
         folder = binaries()
         assert folder is not None
         self._binaries = folder
@@ -56,6 +66,9 @@ class Server:
         self.data = self.folder / "data"
         self.port = free_port()
         self._run(*self._base_backup(primary) if primary else self._initdb(password))
+        if network is not None:
+            with (self.data / "pg_hba.conf").open("a") as rules:
+                rules.write(f"host all all {network} scram-sha-256\n")
         self._settings = [
             f"port={self.port}",
             "listen_addresses=127.0.0.1",
@@ -88,11 +101,6 @@ class Server:
         parts = [str(part) for part in command]
         done = subprocess.run(parts, capture_output=True, text=True, cwd="/", check=False, **self._as)
         assert done.returncode == 0, done.stderr
-
-    def admit(self, network: str) -> None:
-        """Let whoever knows the password in from a network; in force from the next start on."""
-        with (self.data / "pg_hba.conf").open("a") as rules:
-            rules.write(f"host all all {network} scram-sha-256\n")
 
     @property
     def url(self) -> str:

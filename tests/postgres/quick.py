@@ -8,7 +8,7 @@ _HEARTBEAT = 0.4
 
 
 def shorten(replace=setattr):
-    """Let drainers of this process have short leases, and extend them often."""
+    """Let drainers of this process have short leases, and extend them and look around as often."""
     look_around = _drain.Drain._look_around
 
     def often(self):
@@ -16,4 +16,6 @@ def shorten(replace=setattr):
         self._next_tick = min(self._next_tick, self._clock.monotonic() + _HEARTBEAT)
 
     replace(leases, "LEASE", LEASE)
+    replace(leases, "_LOOK_ASLEEP", LEASE / 2)
+    replace(leases, "GIVE_WAY", LEASE)
     replace(_drain.Drain, "_look_around", often)

@@ -18,8 +18,8 @@ queue.close()
 CARELESS = """
 from perqueue._outbox.postgres.claims import ClaimedSession
 claim = ClaimedSession._claim
-def at_most_once(self, query, values):
-    claimed = claim(self, query, values)
+def at_most_once(self, *given):
+    claimed = claim(self, *given)
     self._rows("DELETE FROM perqueue_pending WHERE owner = %s", (self._owner,))
     return claimed
 ClaimedSession._claim = at_most_once

@@ -9,11 +9,11 @@ from contextlib import suppress
 
 
 class Wire:
-    """Forwards connections from a port of its own to another one, until it is cut."""
+    """Forwards connections from a port of its own, or from a listener's, to another one, until it is cut."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, listener: socket.socket | None = None) -> None:
         self._target = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = listener or socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self._whole = threading.Event()
         self._whole.set()

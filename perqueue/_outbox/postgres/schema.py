@@ -178,7 +178,11 @@ _STEPS: tuple[tuple[LiteralString, ...], ...] = (
         _PENDING, _SETTLED, _ATTEMPT, _DRAINER, _OUTBOX, _COALESCED, _INDEXES, _RECORD_ONCE, _LOG
     ),
 )  # fmt: skip
-"""What leads from each version of the schema to the next, the first from nothing."""
+"""What leads from each version of the schema to the next, the first from nothing.
+
+A step may add tables, indexes, and columns that need no value; it renames and removes nothing: programs of
+older versions that are running go on.
+"""
 
 
 def set_up(connection: Connection, url: DatabaseURL, origin: str | None, *, create: bool) -> str:
@@ -242,6 +246,8 @@ def _migrate(connection: Connection, url: DatabaseURL, origin: str | None) -> No
         message = f"outbox {url}: the database's encoding is {row[0]}, which cannot hold every ID: UTF8 can"
         raise OutboxMismatch(message)
     version = 0 if found is None else found[1]
+    # Whoever comes later to a table that a step waits for waits, too: for less than record()'s patience.
+    connection.execute("SET LOCAL lock_timeout = '500ms'")
     for step in _STEPS[version:]:
         for statement in step:
             connection.execute(statement)

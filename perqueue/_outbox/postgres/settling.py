@@ -143,6 +143,8 @@ class SettledSession(ClaimedSession):
                 written = connection.execute(_SETTLE, values).fetchall()
                 self._take_back(connection, take_back[0])
         mine = {row[0] for row in written}
+        if any(s.event == "accept" for s in settlements):
+            self._failures = 0
         self.lost = [s.activity.id for s in settlements if s.activity.id not in mine]
         gone = {s.activity.id for s in settlements if s.event != "defer" or s.not_before is not None}
         self._claimed -= gone
