@@ -17,5 +17,5 @@ def shorten(replace=setattr):
 
     replace(leases, "LEASE", LEASE)
     replace(leases, "_LOOK_ASLEEP", LEASE / 2)
-    replace(leases, "GIVE_WAY", LEASE)
+    replace(leases, "GIVE_WAY", LEASE / 2)
     replace(_drain.Drain, "_look_around", often)

@@ -24,7 +24,6 @@ settling._SETTLE = settling._SETTLE.replace("AND p.owner = %(owner)s", "")
 
 FROZEN = """
 queue = PerQueue(max_in_flight=4, exit_timeout=0)
-say("ready")
 hear()
 queue.record(sys.argv[1], "THAWED").wait(20)
 say("delivered")
@@ -169,11 +168,9 @@ def test_a_frozen_drainer_settles_nothing_late(per, make_queue, child, outbox, d
             queue = make_queue(url, drain=False)
             for number in range(200):
                 queue.record(group, f"USER_{number}")
-            frozen.append(child(CARELESS * (group == "CARELESS") + FROZEN, group, PERQUEUE_OUTBOX=url))
-        for process in frozen:
-            process.expect("ready")
-        until(lambda: all(len(arrived(per, group)) >= 20 for group in urls), "both deliver")
-        for process in frozen:
+            process = child(CARELESS * (group == "CARELESS") + FROZEN, group, PERQUEUE_OUTBOX=url)
+            frozen.append(process)
+            until(lambda group=group: len(arrived(per, group)) >= 20, "it delivers")
             os.kill(process.pid, signal.SIGSTOP)
         others = [make_queue(url) for url in urls.values()]
         for other in others:
@@ -187,8 +184,8 @@ def test_a_frozen_drainer_settles_nothing_late(per, make_queue, child, outbox, d
         process.expect("delivered", 30)
     repeated = [len(arrived(per, group)) - 201 for group in urls]
     assert [len(set(arrived(per, group))) for group in urls] == [201, 201]
-    assert repeated[0] <= 4 + 8, "in flight, and answered but not written down"
-    assert repeated[1] > 4 + 8
+    most = 4 + 4 * 5 + 4  # in flight, and answered in 0.1 s but not written down
+    assert repeated[0] <= most < repeated[1]
     until(lambda: others[0].stats().delivered == 201, "both have counted")
     assert others[0].stats().rejected == 0
 
