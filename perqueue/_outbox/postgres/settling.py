@@ -6,9 +6,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from perqueue._activity import TRANSITIONS, State
+from perqueue._clock import SYSTEM_CLOCK
 from perqueue._outbox.postgres import leases
 from perqueue._outbox.postgres.claims import ClaimedSession
-from perqueue._outbox.postgres.counts import NOW_MS, age_ms, boot_time, host_name
+from perqueue._outbox.postgres.counts import NOW_MS, boot_time, host_name
 from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
@@ -18,14 +19,18 @@ if TYPE_CHECKING:
     from perqueue._outbox.postgres.connection import Connection
     from perqueue._outbox.protocol import Hold
 
+# By how much a host's clock is wrong. A statement may take a second to arrive: less than two is nothing.
+_SHIFT_MS = f"CASE WHEN abs({NOW_MS} - %(now)s) < 2000 THEN 0 ELSE {NOW_MS} - %(now)s END"
+
 # One statement, so one round trip and one transaction. The row of perqueue_outbox is written only when
 # something was refused: its lock gives refusals numbers in the order in which they are committed.
 _SETTLE = f"""
 WITH answer AS (
-    SELECT id, state, {NOW_MS} - age AS settled_at, duration_ms, transaction_id, reason, wait_ms FROM unnest(
-        %(ids)s::bigint[], %(states)s::smallint[], %(ages)s::bigint[], %(durations)s::int[],
+    SELECT id, state, at + {_SHIFT_MS} AS settled_at, duration_ms, transaction_id, reason, wait_ms
+    FROM unnest(
+        %(ids)s::bigint[], %(states)s::smallint[], %(times)s::bigint[], %(durations)s::int[],
         %(transactions)s::text[], %(reasons)s::text[], %(waits)s::bigint[]
-    ) AS a(id, state, age, duration_ms, transaction_id, reason, wait_ms)
+    ) AS a(id, state, at, duration_ms, transaction_id, reason, wait_ms)
 ), moved AS (
     DELETE FROM perqueue_pending p USING answer a
     WHERE p.id = a.id AND a.state <> 0 AND p.owner = %(owner)s
@@ -165,7 +170,8 @@ def _values(settlements: Sequence[Settlement]) -> dict[str, Any]:
     return {
         "ids": [s.activity.id for s in settlements],
         "states": [int(state) for state in states],
-        "ages": [age_ms(s.answered_at) for s in settlements],
+        "times": [s.answered_at for s in settlements],
+        "now": SYSTEM_CLOCK.time_ms(),
         "durations": [s.duration_ms for s in settlements],
         "transactions": [_storable(s.transaction_id) for s in settlements],
         "reasons": [
