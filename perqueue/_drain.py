@@ -165,7 +165,7 @@ class Drain:
         return not self._lanes and not len(self._settler)
 
     def _holds_claims(self) -> bool:
-        """Tell whether what was claimed is still this drain's: not another's, and not of a past that is gone."""
+        """Tell whether what was claimed is this drain's still, and not of a past that is gone."""
         return self._outbox.holds_lease() and self._outbox.epoch == self._epoch
 
     def _begin(self, position: Position) -> None:

@@ -18,7 +18,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_PASSWORD = "s3cret"
+PASSWORD = "s3cret"
 
 
 def binaries() -> Path | None:
@@ -30,7 +30,7 @@ def binaries() -> Path | None:
     return Path(initdb).resolve().parent if initdb else None
 
 
-def _unprivileged() -> dict[str, Any]:
+def unprivileged() -> dict[str, Any]:
     """Return how to run a server that refuses root."""
     if os.geteuid() != 0:
         return {}
@@ -41,29 +41,34 @@ def _unprivileged() -> dict[str, Any]:
 class Server:
     """One server process, listening on loopback and on a socket in its own folder."""
 
-    def __init__(self, settings: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        settings: Iterable[str] = (),
+        *,
+        network: str | None = None,
+        primary: Server | None = None,
+        at: int = 0,
+    ) -> None:
+        """Make one and start it; as a standby of ``primary``, which it follows at the port ``at``.
+
+        Whoever knows the password is let in from this machine, and from a ``network``.
+        """
         folder = binaries()
         assert folder is not None
         self._binaries = folder
         self.folder = Path(tempfile.mkdtemp(prefix="perqueue-pg-"))
-        self._as = _unprivileged()
+        self._as = unprivileged()
         if self._as:
             os.chown(self.folder, self._as["user"], self._as["group"])
         password = self.folder / "password"
-        password.write_text(_PASSWORD)
+        password.write_text(PASSWORD)
         password.chmod(0o644)
         self.data = self.folder / "data"
-        self.port = _free_port()
-        subprocess.run(
-            [
-                folder / "initdb", "-D", self.data, "-U", "perqueue", "--no-sync", "-E", "UTF8",
-                "--locale=C", "-A", "scram-sha-256", f"--pwfile={password}",
-            ],
-            check=True,
-            capture_output=True,
-            cwd="/",
-            **self._as,
-        )  # fmt: skip
+        self.port = free_port()
+        self._run(*self._base_backup(primary) if primary else self._initdb(password))
+        if network is not None:
+            with (self.data / "pg_hba.conf").open("a") as rules:
+                rules.write(f"host all all {network} md5\n")
         self._settings = [
             f"port={self.port}",
             "listen_addresses=127.0.0.1",
@@ -73,13 +78,35 @@ class Server:
             "shared_buffers=64MB",
             *settings,
         ]
+        if primary is not None:
+            source = primary.url.replace(f":{primary.port}/", f":{at or primary.port}/")
+            self._settings += [f"primary_conninfo={source}?application_name=standby"]
+            self._settings += ["wal_retrieve_retry_interval=100ms"]
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
+
+    def _initdb(self, password: Path) -> tuple[object, ...]:
+        # md5: a thousand connections with SCRAM take three seconds more.
+        return (
+            self._binaries / "initdb", "-D", self.data, "-U", "perqueue", "--no-sync", "-E", "UTF8",
+            "--locale=C", "-A", "md5", f"--pwfile={password}",
+        )  # fmt: skip
+
+    def _base_backup(self, primary: Server) -> tuple[object, ...]:
+        return (
+            self._binaries / "pg_basebackup", "-d", primary.url, "-D", self.data, "-R", "-X", "stream",
+            "--checkpoint=fast", "--no-sync",
+        )  # fmt: skip
+
+    def _run(self, *command: object) -> None:
+        parts = [str(part) for part in command]
+        done = subprocess.run(parts, capture_output=True, text=True, cwd="/", check=False, **self._as)
+        assert done.returncode == 0, done.stderr
 
     @property
     def url(self) -> str:
         """The address of the database `postgres`, over TCP."""
-        return f"postgresql://perqueue:{_PASSWORD}@127.0.0.1:{self.port}/postgres"
+        return f"postgresql://perqueue:{PASSWORD}@127.0.0.1:{self.port}/postgres"
 
     def start(self) -> None:
         """Start it, and wait until it takes connections."""
@@ -117,9 +144,14 @@ class Server:
             self.process.wait(30)
             self.process = None
 
-    def kill(self) -> None:
-        """End it as a crash does: what is not in its log on disk is lost."""
-        self.stop(signal.SIGQUIT)
+    def murder(self) -> None:
+        """End it as `kill -9` does."""
+        self.stop(signal.SIGKILL)
+
+    def ensure_started(self) -> None:
+        """Start it, if the test before has left it ended."""
+        if self.process is None:
+            self.start()
 
     def sql(self, *statements: str, database: str = "postgres") -> list[Any]:
         """Run statements, and return the rows of the last."""
@@ -148,6 +180,15 @@ def database() -> Iterator[Server]:
     server.close()
 
 
+@pytest.fixture(scope="session")
+def mortal() -> Iterator[Server]:
+    """Start a server that tests may stop and kill."""
+    need()
+    server = Server(["max_connections=30"])
+    yield server
+    server.close()
+
+
 def need() -> None:
     """Skip, by name, where there is no server to be started."""
     if binaries() is None:
@@ -155,7 +196,7 @@ def need() -> None:
     pytest.importorskip("psycopg")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

@@ -17,6 +17,8 @@ from perqueue._outbox.damage import ROW_IS_MISSING, corrupt
 from perqueue.exceptions import ConfigurationError, OutboxFull
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from perqueue._outbox.protocol import Key, Steps
 
 # Whoever reads first may find, when it comes to writing, that somebody else has written meanwhile: SQLite

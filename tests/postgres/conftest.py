@@ -1,20 +1,49 @@
 """An outbox in PostgreSQL for each test, and children that share it."""
 
 import itertools
+import os
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 
+from tests import postgresql
 from tests.cli import conftest as commands
-from tests.helpers import Child
+from tests.helpers import Child, until
 
 env, perqueue, start = commands.env, commands.perqueue, commands.start
+mortal = postgresql.mortal
 
 QUICK = """
-from perqueue._outbox.postgres import leases
-leases.LEASE = 4.0
+from tests.postgres.quick import shorten
+shorten()
 """
 """What a child begins with whose death must be noticed soon."""
+
+RECORD = """
+over, careless = sys.argv[1:]
+queue = PerQueue(drain=False)
+number = failures = 0
+say("ready")
+while not os.path.exists(over):
+    name = f"{os.getpid()}-{number}"
+    number += 1
+    if careless:
+        say(name)
+    try:
+        queue.record("GROUP", name)
+    except OutboxError:
+        failures += 1
+        if failures == 2:
+            open(f"{over}-{os.getpid()}", "w").close()
+        time.sleep(0.05)
+        continue
+    if not careless:
+        say(name)
+    time.sleep(0.002)
+os._exit(0)
+"""
+"""Records until a file is there. A careless one acknowledges before the database does: the control."""
 
 _numbers = itertools.count(1)
 
@@ -34,12 +63,17 @@ def sql(database, outbox):
     return lambda *statements: database.sql(f"SET search_path = {schema}", *statements)
 
 
+def soak(test):
+    """Run a test only when asked to: what it tries, others try at less expense."""
+    return pytest.mark.skipif("PERQUEUE_SOAK" not in os.environ, reason="a long test: make soak")(test)
+
+
 @pytest.fixture
 def quick_leases(monkeypatch):
-    """Leases of 4 seconds in this process."""
-    from perqueue._outbox.postgres import leases
+    """Short leases in this process."""
+    from tests.postgres.quick import shorten
 
-    monkeypatch.setattr(leases, "LEASE", 4.0)
+    shorten(monkeypatch.setattr)
 
 
 @pytest.fixture
@@ -47,11 +81,37 @@ def child(env):
     """Start a child with a quick lease: `child(script)`."""
     started = []
 
-    def begin(script, **more):
-        process = Child(QUICK + textwrap.dedent(script), env={**env, **more})
+    def begin(script, *arguments, wrapper=(), **more):
+        process = Child(QUICK + textwrap.dedent(script), *arguments, env={**env, **more}, wrapper=wrapper)
         started.append(process)
         return process
 
     yield begin
     for process in started:
         process.__exit__(None, None, None)
+
+
+@pytest.fixture
+def recorders(child, tmp_path):
+    """Record in a process and in a careless one: `recorders.start(url)`, `recorders.end()`."""
+    over = tmp_path / "over"
+    started = []
+
+    def begin(url):
+        kinds = ("", "careless")
+        started.extend(child(RECORD, over, careless, PERQUEUE_OUTBOX=url) for careless in kinds)
+        for process in started:
+            process.expect("ready")
+
+    def noticed():
+        """Wait until all of them have met errors."""
+        until(lambda: all(over.with_name(f"over-{each.pid}").exists() for each in started), "all notice")
+
+    def end():
+        """Return what they acknowledged: carefully, and carelessly."""
+        over.touch()
+        for process in started:
+            process.wait()
+        return [set(process._output.rest()) for process in started]
+
+    return SimpleNamespace(start=begin, noticed=noticed, end=end)

@@ -2,8 +2,11 @@
 
 import time
 
+import pytest
+
 from perqueue.sandbox import Hang, Latency
 from tests.helpers import repeats, until
+from tests.postgres.quick import LEASE
 
 DRAIN = """
 queue = PerQueue(exit_timeout=0)
@@ -11,6 +14,17 @@ say("ready")
 hear()
 queue.close()
 """
+
+CARELESS = """
+from perqueue._outbox.postgres.claims import ClaimedSession
+claim = ClaimedSession._claim
+def at_most_once(self, *given):
+    claimed = claim(self, *given)
+    self._rows("DELETE FROM perqueue_pending WHERE owner = %s", (self._owner,))
+    return claimed
+ClaimedSession._claim = at_most_once
+"""
+"""What makes a drainer one that takes what it has been given for delivered."""
 
 
 def record(queue, count, prefix="USER"):
@@ -32,12 +46,16 @@ def test_several_drainers_deliver_each_activity_once(per, make_queue, child):
     assert queue.stats().delivered == 600
 
 
-def test_what_a_killed_drainer_had_claimed_is_rescued(per, make_queue, child, quick_leases):
-    """After a kill -9 another delivers it all within two leases; at most what was in flight is repeated."""
+@pytest.mark.usefixtures("quick_leases")
+@pytest.mark.parametrize("careless", [False, True])
+def test_what_a_killed_drainer_had_claimed_is_rescued(per, make_queue, child, careless):
+    """After a kill -9 another delivers it all within two leases; at most what was in flight is repeated.
+    What a careless one had deleted before it was answered is lost, which is seen.
+    """
     queue = make_queue(drain=False)
     record(queue, 200)
     per.set_fault(Hang(), times=1)
-    process = child(DRAIN)
+    process = child(CARELESS * careless + DRAIN)
     process.expect("ready")
     until(lambda: per.requests >= 1, "it delivers")
     process.kill()
@@ -47,8 +65,8 @@ def test_what_a_killed_drainer_had_claimed_is_rescued(per, make_queue, child, qu
     rescuer.flush(20)
     took = time.monotonic() - killed
     print(f"rescued after {took:.1f} s")
-    assert took < 8
-    assert per.unique("GROUP") == 200
+    assert took < 2 * LEASE + 2  # a busy machine is late
+    assert (per.unique("GROUP") == 200) is not careless
     assert repeats(per) <= 32
 
 

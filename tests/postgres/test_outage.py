@@ -46,6 +46,7 @@ class Away(httpx.AsyncBaseTransport):
         return httpx.Response(200, json={"ok": True, "result": {"transactionId": "T"}})
 
 
+@pytest.mark.usefixtures("quick_leases")
 def test_one_drainer_of_all_probes_at_a_time(make_queue):
     """In an outage at most one probe of the whole fleet is in flight, and all deliver again afterwards."""
     per = Away()
@@ -56,12 +57,33 @@ def test_one_drainer_of_all_probes_at_a_time(make_queue):
     until(lambda: all(queue._worker.pace.gate for queue in queues), "all have noticed")
     until(lambda: per.asking == 0, "nothing is in flight")
     per.reset()
-    until(lambda: per.requests >= 5, "five probes", 20)
+    until(lambda: per.requests >= 4, "four probes", 20)
     assert per.most == 1
     per.back = True
     for queue in queues:
         queue.flush(30)
     assert queues[0].stats().delivered == 600
+
+
+@pytest.mark.usefixtures("quick_leases")
+def test_a_drainer_that_alone_gets_no_answers_makes_way(per, make_queue):
+    """What a drainer has claimed that does not reach Per is soon delivered by one that does, which had
+    nothing to do; and once it gets through again it delivers, too.
+    """
+    away = Away()
+    cut_off = make_queue(transport=away, retry=QUICK, exit_timeout=0)
+    record(cut_off, 50)
+    until(lambda: cut_off._worker.pace.failures > 0, "it gets no answers")
+    assert cut_off._outbox._rows("SELECT count(*) FROM perqueue_pending WHERE owner IS NOT NULL") == [(50,)]
+    other = make_queue()
+    other._follower().start()
+    other.flush(20)
+    assert per.unique("GROUP") == 50
+    away.back = True
+    other.close()
+    record(cut_off, 5, "BACK")
+    cut_off.flush(20)
+    assert cut_off.stats().delivered == 55
 
 
 def test_a_probe_of_a_drainer_that_dies_is_made_by_another(per, make_queue, sql):
@@ -83,7 +105,7 @@ def test_a_probe_of_a_drainer_that_dies_is_made_by_another(per, make_queue, sql)
 def test_a_retry_after_holds_for_all(per, make_queue):
     """What Per asked one drainer to wait, all wait (invariant 6)."""
     first, second = make_queue(), make_queue()
-    per.set_fault(RateLimited(2), times=1)
+    per.set_fault(RateLimited(1), times=1)
     first.record("GROUP", "FIRST")
     until(lambda: first.stats().state is DrainState.BACKING_OFF, "it waits")
     second.record("GROUP", "SECOND")
@@ -91,7 +113,7 @@ def test_a_retry_after_holds_for_all(per, make_queue):
     second.flush(20)
     asked, *later = [request.at for request in per.request_log]
     assert later
-    assert all((at - asked).total_seconds() > 1.9 for at in later)
+    assert all((at - asked).total_seconds() > 0.9 for at in later)
 
 
 def test_what_all_drainers_had_refused_is_pending_again(per, make_queue, monkeypatch):
@@ -134,6 +156,7 @@ def test_bad_tokens_everywhere_are_told(per, make_queue):
     assert one.stats().pending == 10
 
 
+@pytest.mark.usefixtures("quick_leases")
 def test_a_sleeping_drainer_is_woken(per, make_queue, monkeypatch):
     """An activity that a process without drain records is delivered at once, though every drainer sleeps."""
     from perqueue._outbox.postgres import leases

@@ -9,11 +9,11 @@ from contextlib import suppress
 
 
 class Wire:
-    """Forwards connections from a port of its own to another one, until it is cut."""
+    """Forwards connections from a port of its own, or from a listener's, to another one, until it is cut."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, listener: socket.socket | None = None) -> None:
         self._target = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = listener or socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self._whole = threading.Event()
         self._whole.set()
@@ -31,25 +31,31 @@ class Wire:
         self._whole.set()
 
     def close(self) -> None:
+        """Carry nothing any more, and tell both ends."""
         self._over = True
         self._whole.set()
         self._thread.join(5)
 
     def _run(self) -> None:
-        while not self._over:
-            self._whole.wait()
+        while self._whole.wait() and not self._over:
             ready, _, _ = select.select([self._listener, *self._pairs], [], [], 0.01)
             if not self._whole.is_set():
                 continue
             for end in ready:
                 if end is self._listener:
-                    near = end.accept()[0]
-                    far = socket.create_connection(("127.0.0.1", self._target))
-                    self._pairs |= {near: far, far: near}
+                    self._open(end.accept()[0])
                 elif end in self._pairs:
                     self._carry(end)
         for end in (self._listener, *self._pairs):
             end.close()
+
+    def _open(self, near: socket.socket) -> None:
+        try:
+            far = socket.create_connection(("127.0.0.1", self._target))
+        except OSError:  # nobody is there: so it looks from here, too
+            near.close()
+        else:
+            self._pairs |= {near: far, far: near}
 
     def _carry(self, end: socket.socket) -> None:
         data = b""

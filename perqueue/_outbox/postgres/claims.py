@@ -6,6 +6,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from perqueue._activity import Activity
+from perqueue._clock import SYSTEM_CLOCK
+from perqueue._outbox.postgres.counts import ALIVE
 from perqueue._outbox.postgres.leases import LeasedSession
 from perqueue.exceptions import OutboxError
 
@@ -16,10 +18,7 @@ _LEAST_SWEEP = 1.0
 _SWEEP_SHARE = 20
 """A look at all that is pending is repeated after so many times the time it took, a second at least."""
 
-_FREE = (
-    "(owner IS NULL OR owner <> ALL(ARRAY("
-    "SELECT owner FROM perqueue_drainer WHERE alive_until > clock_timestamp())))"
-)
+_FREE = f"(owner IS NULL OR owner <> ALL(ARRAY(SELECT owner FROM perqueue_drainer WHERE {ALIVE})))"
 _CLAIM = (
     "UPDATE perqueue_pending p SET owner = %s FROM"
     " (SELECT id FROM perqueue_pending WHERE {} AND {} ORDER BY {} LIMIT %s FOR UPDATE SKIP LOCKED) free"
@@ -36,6 +35,14 @@ _CLAIM_DUE = _CLAIM.format(
 )
 _CLAIM_WAITING = _CLAIM.format("not_before IS NOT NULL AND id > %s", _FREE, "id")
 _CLAIM_NEWEST = _CLAIM.format("true", f"(owner = %s OR {_FREE})", "id DESC")
+# Any of the oldest: if it is the activity that is bad, and not the connection, the next try is another one.
+_CLAIM_ANY = _CLAIM.format(
+    "id = (SELECT id FROM (SELECT id FROM perqueue_pending WHERE (not_before IS NULL"
+    f" OR not_before <= clock_timestamp()) AND {_FREE} ORDER BY id LIMIT %s) few ORDER BY random() LIMIT 1)",
+    _FREE,
+    "id",
+).replace("LIMIT %s FOR UPDATE", "FOR UPDATE")
+_FEW = 200
 _NEXT_DUE = (
     "SELECT (extract(epoch FROM not_before - clock_timestamp()) * 1000)::bigint FROM perqueue_pending"
     f" WHERE not_before IS NOT NULL AND {_FREE} ORDER BY not_before LIMIT 1"
@@ -57,7 +64,7 @@ class ClaimedSession(LeasedSession):
         """
         began = time.monotonic()
         sweeps = began >= self._sweep_at
-        claimed = self._claim(_CLAIM_FRESH, (0 if sweeps else after, limit))
+        claimed = self._claim(_CLAIM_FRESH, (0 if sweeps else after,), limit)
         if sweeps:
             took = time.monotonic() - began
             self._sweep_at = began + max(_LEAST_SWEEP, _SWEEP_SHARE * took)
@@ -65,21 +72,26 @@ class ClaimedSession(LeasedSession):
 
     def claim_due(self, now: int, farthest: int, limit: int, outstanding: Collection[int]) -> list[Activity]:  # noqa: ARG002 - what is claimed is not claimed again
         """Return pending activities whose own wait is over by the database's clock, or cannot be right."""
-        return self._claim(_CLAIM_DUE, (farthest - now, limit))
+        return self._claim(_CLAIM_DUE, (farthest - now,), limit)
 
     def claim_waiting(self, after: int, limit: int) -> list[Activity]:
         """Return pending activities above an ID that wait on their own account, whatever their time."""
-        return self._claim(_CLAIM_WAITING, (after, limit))
+        return self._claim(_CLAIM_WAITING, (after,), limit)
 
     def claim_newest(self) -> list[Activity]:
         """Return the pending activity that was recorded last, if it is free or this drainer's own."""
-        return self._claim(_CLAIM_NEWEST, (self._owner, 1))
+        return self._claim(_CLAIM_NEWEST, (self._owner,), 1)
 
-    def _claim(self, query: str, values: Sequence[object]) -> list[Activity]:
+    def _claim(self, query: str, values: Sequence[object], limit: int) -> list[Activity]:
         if self._owner is None or not self.holds_lease():
             return []
+        given = (self._owner, *values, limit)
+        if self._makes_way():  # one to try with when it is time, and all others are the others'
+            if self._claimed or time.monotonic() < self._refrain_until:
+                return []
+            query, given = _CLAIM_ANY, (self._owner, _FEW)
         try:
-            rows = self._rows(query, (self._owner, *values))
+            rows = self._rows(query, given)
         except OutboxError:
             self.lose_lease()
             raise
@@ -91,10 +103,7 @@ class ClaimedSession(LeasedSession):
     def next_due(self) -> int | None:
         """Return the earliest end of an activity's own wait, by this process's clock."""
         rows = self._rows(_NEXT_DUE)
-        return self._now_ms() + rows[0][0] if rows else None
-
-    def _now_ms(self) -> int:
-        return int(time.time() * 1000)
+        return SYSTEM_CLOCK.time_ms() + rows[0][0] if rows else None
 
 
 def _activity(row: Sequence[Any]) -> Activity:

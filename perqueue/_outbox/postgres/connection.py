@@ -37,9 +37,12 @@ MOST_CONNECTIONS = 5
 """Connections of one process, beside the one of its drain: the server has a hundred, as a rule, for all."""
 _CONNECT_TIMEOUT = 5
 _POLL = 0.001
+_ON_REQUEST = 2**31
+"""Executions after which psycopg prepares a statement unasked; with None it would not even when asked to."""
 
 _RETRYING = "everything is kept, and it goes on by itself once the database answers"
 _REMEDIES: dict[str, str] = {
+    "08P01": "a pooler takes no ?options=: ALTER ROLE … SET search_path = … does the same for a user",
     "08": f"the connection is lost: {_RETRYING}",
     "25006": "that server is a standby: name the primary, or several hosts",
     "28": "look at the user name, the password, and the server's pg_hba.conf",
@@ -55,15 +58,15 @@ _REMEDIES: dict[str, str] = {
 _REFUSALS = {
     "too many": "53300",
     "connection slots": "53300",
+    "no more connections": "53300",
     "authentication failed": "28",
     "pg_hba.conf": "28",
     "does not exist": "3D",
     "starting up": "57P",
     "shutting down": "57P",
+    "startup parameter": "08P01",
 }
 """What a server says that takes no connection: libpq does not tell its code."""
-_UNPREPARED = ("26000", "42P05", "08P01")
-"""What a pooler that hands each statement to another server process answers to a prepared one."""
 
 _abandoned: list[object] = []  # inherited through a fork: neither used nor closed here
 
@@ -76,6 +79,8 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
     """A connection on which nothing waits longer than its patience: a cut network says nothing."""
 
     patience = PATIENCE
+    is_pooled = False
+    """Whether a pooler may hand each transaction to another server process: nothing outlives one there."""
     _cursor: psycopg.Cursor[tuple[Any, ...]]
 
     def wait(self, gen: PQGen[Any], interval: float = 0.1, timeout: float | None = None) -> Any:
@@ -158,8 +163,6 @@ class Connections:
         self._lock = _threads.RLock()
         self._open = 0
         self._closed = False
-        self.prepares = True
-        """Whether statements may be prepared: some poolers lose them."""
 
     def take(self, patience: float = PATIENCE) -> Connection:
         """Return a connection that nobody else uses; raise a psycopg error if there is none in time."""
@@ -175,6 +178,8 @@ class Connections:
                 found = self._wait(deadline)
             if found is None:
                 message = f"no connection within {patience:g} s"
+                if self._open >= self._most:
+                    message += f", and this process opens no more than {self._most}"
                 raise TimedOutError(message)
             if isinstance(found, _Failure):
                 if time.monotonic() - found.at < PATIENCE:  # else whoever asked for it has given up
@@ -262,9 +267,14 @@ def connect(url: DatabaseURL) -> Connection:
     if "," in str(given.get("host", "")):
         wanted["target_session_attrs"] = "read-write"
     options = {name: value for name, value in wanted.items() if name not in given}
-    return Connection.connect(url.dsn, autocommit=True, prepare_threshold=None, **options)
-
-
-def is_unprepared(error: psycopg.Error) -> bool:
-    """Tell whether a statement failed only because it had been prepared on another server process."""
-    return error.sqlstate in _UNPREPARED
+    connection = Connection.connect(url.dsn, autocommit=True, prepare_threshold=None, **options)
+    try:
+        # A pooler tells a number of its own, so that it is asked to cancel, not the server.
+        (process,) = connection.execute("SELECT pg_backend_pid()").fetchone() or (0,)
+    except BaseException:
+        connection.close()
+        raise
+    connection.is_pooled = process != connection.pgconn.backend_pid
+    if not connection.is_pooled:  # there another program's statement may have the same name
+        connection.prepare_threshold = _ON_REQUEST
+    return connection

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, LiteralString
 
 from perqueue._activity import Activity, State
 from perqueue._clock import SYSTEM_CLOCK
@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 MOST_COUNTED = 10_000
 """Pending activities that are counted one by one, in a millisecond or two; more are estimated."""
 
-_ALIVE = "FROM perqueue_drainer WHERE alive_until > clock_timestamp()"
+ALIVE: LiteralString = "alive_until BETWEEN clock_timestamp() AND clock_timestamp() + interval '20 seconds'"
+"""What holds for a drainer that is alive.
+
+One that is alive for longer than any lease was so by a clock that has been set back, or was another server's.
+"""
+_ALIVE = f"FROM perqueue_drainer WHERE {ALIVE}"
 _HOLD = (
     "o.hold, o.hold_reason, o.hold_wait_ms, o.holds,"
     " (extract(epoch FROM o.hold_until - clock_timestamp()) * 1000)::bigint"
@@ -150,6 +155,15 @@ class CountedSession(Session):
     def is_drained(self) -> bool:
         """Tell whether anybody drains now."""
         return bool(self.drainers())
+
+
+NOW_MS: LiteralString = "(extract(epoch FROM statement_timestamp()) * 1000)::bigint"
+"""The time by the database's clock, which is the only one that all hosts share."""
+
+
+def age_ms(moment: int) -> int:
+    """Return for how long a time has been over by this host's clock: so long ago it is by any other's."""
+    return SYSTEM_CLOCK.time_ms() - moment
 
 
 def boot_time() -> float:

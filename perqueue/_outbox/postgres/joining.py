@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from perqueue._outbox.postgres.counts import COUNTED, as_counted
+from perqueue._outbox.postgres.counts import ALIVE, COUNTED, as_counted
 from perqueue._outbox.postgres.settling import SettledSession
 from perqueue.exceptions import ConfigurationError, OutboxFull
 
@@ -35,7 +35,7 @@ _JOIN_ONCE = (
 )
 _WAKE = (
     "CASE WHEN EXISTS (SELECT FROM {schema}.perqueue_drainer"
-    " WHERE asleep AND alive_until > clock_timestamp()) THEN pg_notify(?::text, '')::text END"
+    f" WHERE asleep AND {ALIVE}) THEN pg_notify(?::text, '')::text END"
 )
 
 

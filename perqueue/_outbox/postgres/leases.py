@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from perqueue import _threads
-from perqueue._outbox.postgres.counts import CountedSession, boot_time, host_name
+from perqueue._outbox.postgres.counts import ALIVE, CountedSession, boot_time, host_name
 from perqueue._outbox.protocol import Load
 from perqueue._stats import Gate
 from perqueue.exceptions import OutboxError
@@ -39,6 +39,8 @@ _AWAKE = 2.0
 """Seconds without news after which a drainer sleeps: recorders must wake it."""
 _LOOK_AWAKE, _LOOK_DEAF, _LOOK_ASLEEP = 0.25, 1.0, 5.0
 """Seconds between two looks: while there is something to do; without LISTEN, which poolers drop; with it."""
+GIVE_WAY = 3.0
+"""Seconds for which a drainer that gets no answers leaves it to others to try: they need one to notice."""
 _PROBE_INTERVAL = 0.25
 """Seconds between two tries to be the one that probes."""
 _STILL_ANSWERED = {Gate.BACKING_OFF: 3.0, Gate.BAD_TOKEN: None}
@@ -65,15 +67,16 @@ _FOLD_OWN = _FOLD.format("owner = %s")
 _LET_GO = "UPDATE perqueue_pending SET owner = NULL WHERE id = ANY(%s::bigint[]) AND owner = %s RETURNING id"
 _TAKE_PROBE = (
     "UPDATE perqueue_outbox SET probe_owner = %s, probe_until = clock_timestamp() + %s * interval '1 second'"
-    " WHERE hold IS NULL OR probe_owner = %s OR coalesce(probe_until, '-infinity') < clock_timestamp()"
+    " WHERE hold IS NULL OR probe_owner = %s OR coalesce(probe_until, '-infinity')"
+    " NOT BETWEEN clock_timestamp() AND clock_timestamp() + interval '20 seconds'"
     " RETURNING id"
 )
 _SET_HOLD = (
     "UPDATE perqueue_outbox SET hold = %s, hold_reason = %s, hold_wait_ms = %s, holds = holds + 1,"
     " hold_until = clock_timestamp() + %s * interval '1 millisecond', probe_owner = NULL, probe_until = NULL"
-    " WHERE NOT EXISTS (SELECT FROM perqueue_drainer WHERE owner <> %s AND alive_until > clock_timestamp()"
+    f" WHERE NOT EXISTS (SELECT FROM perqueue_drainer WHERE owner <> %s AND {ALIVE}"
     " AND (%s::float8 IS NULL OR answered_at > clock_timestamp() - %s * interval '1 second'))"
-    " RETURNING holds"
+    f" RETURNING holds, EXISTS (SELECT FROM perqueue_drainer WHERE owner <> %s AND {ALIVE})"
 )
 _END_HOLD = (
     "UPDATE perqueue_outbox SET hold = NULL, hold_reason = NULL, hold_until = NULL, hold_wait_ms = NULL,"
@@ -91,6 +94,9 @@ class LeasedSession(CountedSession):
     _changes = 0
     _told = _listening = False
     _load = Load()
+    _failures = 0
+    """Rounds in a row in which this drainer got no answer, and others may have."""
+    _refrain_until = float("-inf")
 
     def begin_term(self) -> None:
         """Register as a drainer, under a new number, in the thread that drains from now on."""
@@ -130,13 +136,15 @@ class LeasedSession(CountedSession):
         self._lease_until = began + LEASE * (1 - MARGIN)
 
     def lose_lease(self) -> None:
-        """Begin anew: nobody knows which activities a statement has claimed whose answer did not come."""
+        """Begin anew, without what is claimed: others may have it, or nobody knows what it is."""
         self._lease_until = float("-inf")
 
     # -- hearing of news
 
     def _prepare_to_drain(self, connection: Connection) -> None:
         self._listening = False
+        if connection.is_pooled:
+            return  # it would be another program's server process that listens afterwards
         connection.add_notify_handler(self._hear)
         connection.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(self._channel)))
         connection.execute("SELECT pg_notify(%s, 'listening')", (self._channel,))
@@ -200,15 +208,25 @@ class LeasedSession(CountedSession):
         Trouble that only this drainer has is not stored: as long as others are answered, nothing is held.
         """
         if hold is None:
+            self._failures = 0
             self._rows(_END_HOLD)
             self._tell_others()
             return None
         answered = _STILL_ANSWERED.get(Gate(hold.kind), 0.0)
         waits = (hold.wait_ms, hold.wait_ms)
-        values = (hold.kind, hold.reason, *waits, self._owner or 0, answered, answered)
-        stored = self._rows(_SET_HOLD, values)
+        owner = self._owner or 0
+        stored = self._rows(_SET_HOLD, (hold.kind, hold.reason, *waits, owner, answered, answered, owner))
+        others = not stored or stored[0][1]
+        self._failures = self._failures + 1 if others and hold.kind == Gate.BACKING_OFF else 0
+        if self._makes_way():
+            self._refrain_until = time.monotonic() + max(GIVE_WAY, hold.wait_ms / 1000)
+            self.lose_lease()
         self._tell_others()
         return hold._replace(number=stored[0][0] if stored else 0)
+
+    def _makes_way(self) -> bool:
+        """Tell whether others had better try: whose trouble it is shows only when they do."""
+        return self._failures > 1
 
     def set_drainer(self, pid: int | None, load: Load) -> None:  # noqa: ARG002 - drainers have their own table
         """Tell how busy this drainer is, when it next says that it is alive."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, LiteralString
 
+from perqueue._outbox.postgres.counts import ALIVE, NOW_MS, age_ms
 from perqueue._outbox.postgres.joining import FOREVER, JoinedSession
 from perqueue._outbox.sweep import Sweep
 
@@ -21,8 +22,7 @@ _APPEND: LiteralString = (
     " VALUES (%s, %s, %s, %s) RETURNING id"
 )
 _WAKE: LiteralString = (
-    ", CASE WHEN EXISTS (SELECT FROM perqueue_drainer WHERE asleep AND alive_until > clock_timestamp())"
-    " THEN pg_notify(%s, '') END"
+    f", CASE WHEN EXISTS (SELECT FROM perqueue_drainer WHERE asleep AND {ALIVE}) THEN pg_notify(%s, '') END"
 )
 _ONCE: LiteralString = "SELECT perqueue_record_once(%s, %s, %s, %s, %s, %s)"
 _STANDING = (
@@ -32,10 +32,10 @@ _STANDING = (
 )
 _EXPIRE = (
     "DELETE FROM perqueue_coalesced WHERE ctid = ANY(ARRAY("
-    "SELECT ctid FROM perqueue_coalesced WHERE window_end < %s LIMIT %s))"
+    f"SELECT ctid FROM perqueue_coalesced WHERE window_end < {NOW_MS} - %s LIMIT %s))"
 )
 # One drainer of all at a time: the lock ends with the statement.
-_PRUNE = """
+_PRUNE = f"""
 WITH mine AS (
     SELECT accepted + discarded - pruned + (SELECT coalesce(sum(accepted), 0) FROM perqueue_drainer) AS kept
     FROM perqueue_outbox WHERE pg_try_advisory_xact_lock(hashtext(outbox_id), 1)
@@ -45,7 +45,7 @@ WITH mine AS (
 ), old AS (
     SELECT id FROM (
         SELECT id, settled_at, row_number() OVER (ORDER BY id) AS place FROM looked WHERE may_go
-    ) l, mine WHERE settled_at < %(before)s OR place <= kept - %(keep)s
+    ) l, mine WHERE settled_at < {NOW_MS} - %(age)s OR place <= kept - %(keep)s
 ), gone AS (
     DELETE FROM perqueue_settled WHERE id = ANY(ARRAY(SELECT id FROM old)) RETURNING id, settled_at
 ), attempts AS (
@@ -103,12 +103,12 @@ class PostgresOutbox(JoinedSession):
     def expire(self, before: int, limit: int) -> bool:
         """Forget windows that ended before a time, up to ``limit`` keys; tell whether there may be more."""
         with self._transaction() as connection:
-            return connection.execute(_EXPIRE, (before, limit)).rowcount == limit
+            return connection.execute(_EXPIRE, (age_ms(before), limit)).rowcount == limit
 
     def prune(self, before: int, keep: int, limit: int) -> bool:
         """Delete activities settled before a time or beyond ``keep``; tell whether there may be more."""
         limit = max(limit, _PRUNED_AT_A_TIME)
-        values = {"before": before, "keep": keep, "limit": limit, "after": self._sweep.through}
+        values = {"age": age_ms(before), "keep": keep, "limit": limit, "after": self._sweep.through}
         at, last, gone, may_go = self._row(_PRUNE, values)
         through = last if at == limit else None
         return self._sweep.looked(at, through=through, found=gone > 0, recent=may_go > gone)

@@ -189,7 +189,11 @@ _STEPS: tuple[tuple[LiteralString, ...], ...] = (
         _PENDING, _SETTLED, _ATTEMPT, _DRAINER, _OUTBOX, _COALESCED, _INDEXES, _RECORD_ONCE, _LOG
     ),
 )  # fmt: skip
-"""What leads from each version of the schema to the next, the first from nothing."""
+"""What leads from each version of the schema to the next, the first from nothing.
+
+A step may add tables, indexes, and columns that need no value; it renames and removes nothing: programs of
+older versions that are running go on.
+"""
 
 
 class Found(NamedTuple):
@@ -265,6 +269,8 @@ def _migrate(connection: Connection, url: DatabaseURL, origin: str | None) -> No
         raise OutboxMismatch(message)
     # For what the tables' functions look up, whoever calls them.
     connection.execute("SELECT set_config('search_path', quote_ident(current_schema()), true)")
+    # Whoever comes later to a table that a step waits for waits, too: for less than record()'s patience.
+    connection.execute("SET LOCAL lock_timeout = '500ms'")
     version = 0 if found is None else found.version
     for step in _STEPS[version:]:
         for statement in step:

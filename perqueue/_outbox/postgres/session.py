@@ -12,7 +12,6 @@ from perqueue import _fork, _threads
 from perqueue._outbox.postgres.connection import (
     Connections,
     database_errors,
-    is_unprepared,
     outbox_error,
 )
 from perqueue._outbox.postgres.schema import set_up
@@ -70,12 +69,7 @@ class Session:
         try:
             own, connection = self._take()
             try:
-                rows = connection.run(query, values, prepare=prepare and self._shared.prepares)
-            except psycopg.Error as error:
-                if not (prepare and self._shared.prepares and is_unprepared(error)):
-                    raise
-                self._shared.prepares = False
-                rows = connection.run(query, values, prepare=False)
+                rows = connection.run(query, values, prepare=prepare)
             finally:
                 if not own:
                     self._shared.give_back(connection)

@@ -6,9 +6,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from perqueue._activity import TRANSITIONS, State
+from perqueue._clock import SYSTEM_CLOCK
 from perqueue._outbox.postgres import leases
 from perqueue._outbox.postgres.claims import ClaimedSession
-from perqueue._outbox.postgres.counts import boot_time, host_name
+from perqueue._outbox.postgres.counts import NOW_MS, boot_time, host_name
 from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
@@ -18,14 +19,18 @@ if TYPE_CHECKING:
     from perqueue._outbox.postgres.connection import Connection
     from perqueue._outbox.protocol import Hold
 
+# By how much a host's clock is wrong. A statement may take a second to arrive: less than two is nothing.
+_SHIFT_MS = f"CASE WHEN abs({NOW_MS} - %(now)s) < 2000 THEN 0 ELSE {NOW_MS} - %(now)s END"
+
 # One statement, so one round trip and one transaction. The row of perqueue_outbox is written only when
 # something was refused: its lock gives refusals numbers in the order in which they are committed.
-_SETTLE = """
+_SETTLE = f"""
 WITH answer AS (
-    SELECT * FROM unnest(
+    SELECT id, state, at + {_SHIFT_MS} AS settled_at, duration_ms, transaction_id, reason, wait_ms
+    FROM unnest(
         %(ids)s::bigint[], %(states)s::smallint[], %(times)s::bigint[], %(durations)s::int[],
         %(transactions)s::text[], %(reasons)s::text[], %(waits)s::bigint[]
-    ) AS a(id, state, settled_at, duration_ms, transaction_id, reason, wait_ms)
+    ) AS a(id, state, at, duration_ms, transaction_id, reason, wait_ms)
 ), moved AS (
     DELETE FROM perqueue_pending p USING answer a
     WHERE p.id = a.id AND a.state <> 0 AND p.owner = %(owner)s
@@ -145,6 +150,8 @@ class SettledSession(ClaimedSession):
                 written = connection.execute(_SETTLE, values).fetchall()
                 self._take_back(connection, take_back[0])
         mine = {row[0] for row in written}
+        if any(s.event == "accept" for s in settlements):
+            self._failures = 0
         self.lost = [s.activity.id for s in settlements if s.activity.id not in mine]
         gone = {s.activity.id for s in settlements if s.event != "defer" or s.not_before is not None}
         self._claimed -= gone
@@ -166,6 +173,7 @@ def _values(settlements: Sequence[Settlement]) -> dict[str, Any]:
         "ids": [s.activity.id for s in settlements],
         "states": [int(state) for state in states],
         "times": [s.answered_at for s in settlements],
+        "now": SYSTEM_CLOCK.time_ms(),
         "durations": [s.duration_ms for s in settlements],
         "transactions": [_storable(s.transaction_id) for s in settlements],
         "reasons": [
