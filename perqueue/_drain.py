@@ -151,7 +151,7 @@ class Drain:
             while not self._stopping and not self._is_over():
                 self._tick()
                 self._turn()
-                if not self._is_over():
+                if self.trouble is not None or not self._is_over():
                     await self._rest()
                 if self._crash is not None:
                     raise self._crash
