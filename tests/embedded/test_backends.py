@@ -9,7 +9,8 @@ from types import ModuleType
 import pytest
 
 from perqueue import ConfigurationError
-from perqueue._joining import Entry, _in_style, ajoin, join
+from perqueue._joining import Entry, ajoin, join
+from perqueue._joints import _in_style
 
 
 class Backend:
