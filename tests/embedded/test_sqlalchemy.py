@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import sys
 import time
 import traceback
 from contextlib import asynccontextmanager, closing
@@ -240,6 +241,23 @@ def test_aiosqlite_by_itself(queue, app, customers, billed):
 
     asyncio.run(sell())
     assert billed() == customers() == {"DONE"}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="needs Python 3.12: sqlite3's autocommit")
+def test_aiosqlite_in_autocommit_mode_of_python_3_12(embed, app):
+    """With `autocommit=True` an activity and its window are committed together."""
+    queue = embed(coalesce=timedelta(days=1), drain=False)
+    ran = []
+
+    async def sell():
+        async with aiosqlite.connect(app, autocommit=True) as connection:
+            await connection.set_trace_callback(ran.append)
+            await queue.arecord("SHOP", "CUSTOMER", connection=connection)
+            assert not connection.in_transaction
+
+    asyncio.run(sell())
+    assert [each for each in ran if each in {"BEGIN IMMEDIATE", "COMMIT"}] == ["BEGIN IMMEDIATE", "COMMIT"]
+    assert queue.stats().pending == 1
 
 
 def test_a_cancelled_arecord_leaves_no_transaction_open(embed, app):

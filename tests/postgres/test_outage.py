@@ -74,7 +74,8 @@ def test_a_drainer_that_alone_gets_no_answers_makes_way(per, make_queue):
     cut_off = make_queue(transport=away, retry=QUICK, exit_timeout=0)
     record(cut_off, 50)
     until(lambda: cut_off._worker.pace.failures > 0, "it gets no answers")
-    assert cut_off._outbox._rows("SELECT count(*) FROM perqueue_pending WHERE owner IS NOT NULL") == [(50,)]
+    owned = "SELECT count(*) FROM perqueue_pending WHERE owner IS NOT NULL"
+    until(lambda: cut_off._outbox._rows(owned) == [(50,)], "it has claimed them all")
     other = make_queue()
     other._follower().start()
     other.flush(20)
