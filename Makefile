@@ -30,7 +30,7 @@ test: $(READY) ## all tests, with coverage; or some: make test ARGS="-k flush -x
 
 soak: $(READY) ## the long rounds of the fault tests, an hour or so: PERQUEUE_SOAK_SECONDS for the soak itself
 	@PERQUEUE_SOAK=1 $(BIN)/python -m pytest --no-cov -s --timeout=3600 tests/faults tests/embedded/test_kill.py \
-		tests/postgres/conformance $(ARGS)
+		tests/postgres $(ARGS)
 
 bench: $(BENCH) ## what everything costs beside other libraries, into docs/; or some: make bench ARGS="--only drain"
 	@$(BIN)/python benchmarks/run.py $(ARGS)

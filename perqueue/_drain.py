@@ -306,7 +306,7 @@ class Drain:
         if now >= self._next_load:
             self._next_load = now + OBSERVER_INTERVAL
             self._tell_load()
-            self._outbox.keep_lease()
+            self._pace.share(self._outbox.keep_lease())
         if now >= self._next_prune:
             self._next_prune = now + _PRUNE_INTERVAL  # also if that raises: delivery matters more
             wall = self._clock.time_ms()

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from perqueue._pace import Pace
 
 _MOST_SUSPECTS = 64
+_AHEAD = 2.0
+"""Seconds for which to claim ahead at the rate that Per takes: what is claimed no other drainer may send."""
+_LEAST_AHEAD = 4
 _SET_BACK_MS = 1000
 """Milliseconds by which the wall clock falls behind the monotonic one when somebody has set it."""
 
@@ -140,14 +143,16 @@ class Feed:
             self._failed_at.pop(activity_id, None)
 
     def _low_water(self) -> int:
-        return 2 * self._pace.limit + 8
+        plenty, rate = 2 * self._pace.limit + 8, self._pace.rate
+        return plenty if rate is None else min(plenty, max(_LEAST_AHEAD, int(_AHEAD * rate)))
 
     def _claim_fresh(self, want: int) -> int:
         if not self.fresh or want < 1:
             return 0
         self.fresh = False  # before the look: a record() during it sets it again
         try:
-            claimed = self._outbox.claim(self._cursor, max(want, self._outbox.claim_batch))
+            least = self._outbox.claim_batch if self._pace.rate is None else 1
+            claimed = self._outbox.claim(self._cursor, max(want, least))
         except BaseException:
             self.fresh = True
             raise

@@ -88,6 +88,11 @@ class Pace:
         """Return the seconds until the next request may be sent, by the rate that Per takes."""
         return self._cap.wait()
 
+    def share(self, mean: float | None) -> None:
+        """Go towards the mean rate of all that drain, so that their shares of Per's limit become equal."""
+        if mean is not None:
+            self._cap.approach(mean)
+
     def answered(self, sent_at: float) -> None:
         """Per answered a request about its activity: requests flow, and more of them."""
         if sent_at < self.closed_at and self._monotonic() < self._asked_until:

@@ -76,6 +76,15 @@ class RateCap:
                 self._searching, self._base, self._resumed_at = True, rate, now
             self._next_at = max(self._next_at, now - _LAG) + 1 / rate
 
+    def approach(self, mean: float) -> None:
+        """Go half the way from this rate to another; where all do so, their sum stays about what it is.
+
+        A mean of many times this rate may be one drainer's error, and counts as four times.
+        """
+        rate = self.rate
+        if rate is not None and self._base is not None:
+            self._base = max(_LEAST, self._base * (1 + min(max(mean / rate, 0.0), 4.0)) / 2)
+
     def taken(self) -> None:
         """Per took a request."""
         self._taken += 1

@@ -59,8 +59,9 @@ class Alone:
         """Tell whether what was claimed is still this drainer's."""
         return True
 
-    def keep_lease(self) -> None:
+    def keep_lease(self) -> float | None:
         """Say that this drainer is alive."""
+        return None
 
     def stay_awake(self) -> None:
         """Look for what others did more often, for a while: a look at the file costs nothing."""

@@ -183,8 +183,12 @@ class Outbox(Protocol):
     def holds_lease(self) -> bool:
         """Tell whether what was claimed is still this drainer's: if not, nothing of it may be sent."""
 
-    def keep_lease(self) -> None:
-        """Say that this drainer is alive; called every two seconds or so."""
+    def keep_lease(self) -> float | None:
+        """Say that this drainer is alive; called every two seconds or so.
+
+        Returns the mean of the rates (requests a second) that drainers of this outbox have found Per to take
+        from them, if there are several.
+        """
 
     def stay_awake(self) -> None:
         """Look for what others did more often, for a while."""

@@ -16,6 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scop
 
 from perqueue import ConfigurationError, OutboxError
 
+AUTOCOMMIT = [{"isolation_level": None}, *([{"autocommit": True}] if sys.version_info >= (3, 12) else [])]
 ORDER = text("INSERT INTO orders (customer) VALUES (:customer)")
 
 
@@ -243,14 +244,14 @@ def test_aiosqlite_by_itself(queue, app, customers, billed):
     assert billed() == customers() == {"DONE"}
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="needs Python 3.12: sqlite3's autocommit")
-def test_aiosqlite_in_autocommit_mode_of_python_3_12(embed, app):
-    """With `autocommit=True` an activity and its window are committed together."""
+@pytest.mark.parametrize("manner", AUTOCOMMIT, ids=str)
+def test_aiosqlite_in_autocommit_mode(embed, app, manner):
+    """Where each statement would be committed by itself an activity and its window are together."""
     queue = embed(coalesce=timedelta(days=1), drain=False)
     ran = []
 
     async def sell():
-        async with aiosqlite.connect(app, autocommit=True) as connection:
+        async with aiosqlite.connect(app, **manner) as connection:
             await connection.set_trace_callback(ran.append)
             await queue.arecord("SHOP", "CUSTOMER", connection=connection)
             assert not connection.in_transaction

@@ -64,8 +64,16 @@ def sql(database, outbox):
 
 
 def soak(test):
-    """Run a test only when asked to: what it tries, others try at less expense."""
-    return pytest.mark.skipif("PERQUEUE_SOAK" not in os.environ, reason="a long test: make soak")(test)
+    """Run a test with `make soak` only: what it tries, others try at less expense."""
+    return pytest.mark.soak(test)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what takes long."""
+    if "PERQUEUE_SOAK" not in os.environ:
+        long = [item for item in items if item.get_closest_marker("soak")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import pytest
 
 from perqueue._activity import Event, Settlement, State
 from perqueue._address import DatabaseURL
+from perqueue._outbox import Load
 
 ORIGIN = "https://per.example"
 
@@ -211,3 +212,19 @@ def test_trouble_of_one_drainer_is_not_everybodys(drainers):
     assert well.news().hold is None
     assert cut_off.set_hold(Hold(kind="retry_after", reason="R", until=0, wait_ms=9_000)).number == 1
     assert well.news().hold.kind == "retry_after"
+
+
+def test_drainers_tell_each_other_what_per_takes(drainers):
+    """With its heartbeat each learns the mean of the rates at which those send that Per has slowed down."""
+    first, second, third = drainers
+    for drainer, rate in ((first, 30.0), (second, 10.0), (third, None)):
+        drainer.stay_awake()
+        drainer.set_drainer(1, Load(1, 1, rate))
+    assert first.keep_lease() is None  # no other has said what it sends
+    assert second.keep_lease() is None
+    assert (third.keep_lease(), first.keep_lease()) == (20.0, 20.0)
+    second.set_drainer(1, Load(1, 1, 20.0))
+    second.keep_lease()
+    assert first.keep_lease() == 25.0
+    load = first.position().load
+    assert (load.in_flight, load.limit, load.rate) == (3, 3, 50.0)

@@ -138,3 +138,37 @@ def test_refusals_of_one_round_count_once():
     for _ in range(32):
         assert cap.refused(19.9)
     assert cap.rate == 10.0
+
+
+def test_drainers_that_know_their_mean_come_to_equal_shares():
+    """Where each approaches the mean of all, whatever they found by themselves, their sum stays."""
+    now = 0.0
+    caps = [RateCap(lambda: now) for _ in range(4)]
+    for cap, taken in zip(caps, (80, 10, 7, 3), strict=True):
+        cap.sending()
+        for _ in range(taken):
+            cap.taken()
+    now = 1.0
+    for cap in caps:
+        cap.refused(sent_at=1.0)
+    assert [cap.rate for cap in caps] == [80, 10, 7, 3]
+    for _ in range(6):
+        mean = sum(cap.rate for cap in caps) / 4
+        for cap in caps:
+            cap.approach(mean)
+    assert [cap.rate for cap in caps] == pytest.approx([25] * 4, rel=0.2)
+
+
+def test_a_mean_that_cannot_be_right_moves_little():
+    """One drainer with a wild rate of its own makes no other send more than 2.5 times as much at once."""
+    now = 0.0
+    cap = RateCap(lambda: now)
+    cap.approach(50.0)
+    assert cap.rate is None  # Per has not asked this one for fewer
+    cap.sending()
+    for _ in range(20):
+        cap.taken()
+    now = 1.0
+    cap.refused(sent_at=1.0)
+    cap.approach(1e9)
+    assert cap.rate == 50

@@ -55,7 +55,9 @@ _REGISTER = (
     " VALUES (%s, %s, %s, clock_timestamp() + %s * interval '1 second', %s, %s, %s, %s)"
     " ON CONFLICT (owner) DO UPDATE SET alive_until = excluded.alive_until, asleep = excluded.asleep,"
     " in_flight = excluded.in_flight, in_flight_limit = excluded.in_flight_limit,"
-    " rate_limit = excluded.rate_limit"
+    " rate_limit = excluded.rate_limit RETURNING"
+    f" (SELECT avg(rate_limit) FROM perqueue_drainer WHERE NOT asleep AND {ALIVE}"
+    " HAVING count(rate_limit) > 1)"
 )
 _FOLD = (
     "WITH gone AS (DELETE FROM perqueue_drainer WHERE {} RETURNING accepted)"
@@ -120,20 +122,22 @@ class LeasedSession(CountedSession):
         """Tell whether what this drainer has claimed is still its own."""
         return boot_time() < self._lease_until
 
-    def keep_lease(self) -> None:
+    def keep_lease(self) -> float | None:
         """Extend the lease, unless it is over: then others may have taken over already."""
         if self._owner is None or not self.holds_lease():
-            return
+            return None
         fell_asleep = not self._asleep and time.monotonic() > self._awake_until
         self._asleep = self._asleep or fell_asleep
-        self._extend(self._owner)
+        mean = self._extend(self._owner)
         if fell_asleep:
             self._look_at = float("-inf")  # for what was recorded just before, and woke nobody
+        return mean
 
-    def _extend(self, owner: int) -> None:
+    def _extend(self, owner: int) -> float | None:
         began = boot_time()
-        self._rows(_REGISTER, (owner, host_name(), os.getpid(), LEASE, self._asleep, *self._load))
+        rows = self._rows(_REGISTER, (owner, host_name(), os.getpid(), LEASE, self._asleep, *self._load))
         self._lease_until = began + LEASE * (1 - MARGIN)
+        return None if rows[0][0] is None else float(rows[0][0])
 
     def lose_lease(self) -> None:
         """Begin anew, without what is claimed: others may have it, or nobody knows what it is."""
