@@ -94,7 +94,7 @@ def _together(joint: Joint | AsyncJoint, entry: Entry) -> Steps:
 
     Else the activity could be there without the window that it stands for, or with an error that denies it.
     """
-    steps = entry.outbox.joining(entry.key, entry.window, entry.recorded_at)
+    steps = entry.outbox.joining(entry.key, entry.window, entry.recorded_at, joint.driven)
     rows = yield next(steps)  # which only asks, but begins what the library begins before any statement
     alone = entry.window is not None and commits_each(joint)
     begun = False

@@ -50,7 +50,13 @@ class JoinedSession(CoalescedSession):
 
     _max_pending: int
 
-    def joining(self, key: Key, window: tuple[int, int] | None, recorded_at: int) -> Steps:
+    def joining(
+        self,
+        key: Key,
+        window: tuple[int, int] | None,
+        recorded_at: int,
+        driven: object,  # noqa: ARG002 - its file may have been renamed since
+    ) -> Steps:
         """Yield what the application's connection has to run, and return the ID of the activity.
 
         Raises :class:`ConfigurationError` for a connection to something else, :class:`OutboxFull`.

@@ -147,10 +147,10 @@ class Outbox(Protocol):
         for no other.
         """
 
-    def joining(self, key: Key, window: tuple[int, int] | None, recorded_at: int) -> Steps:
+    def joining(self, key: Key, window: tuple[int, int] | None, recorded_at: int, driven: object) -> Steps:
         """Yield what a connection has to run to make an activity part of its transaction; return the ID.
 
-        The first statement writes nothing.
+        ``driven`` is the driver's own connection. If there are several statements, the first writes nothing.
         """
 
     def refusals(self) -> int:

@@ -71,8 +71,8 @@ def test_a_drainer_that_alone_gets_no_answers_makes_way(per, make_queue):
     nothing to do; and once it gets through again it delivers, too.
     """
     away = Away()
+    record(make_queue(drain=False), 50)  # all there before the first claim, which takes them all
     cut_off = make_queue(transport=away, retry=QUICK, exit_timeout=0)
-    record(cut_off, 50)
     until(lambda: cut_off._worker.pace.failures > 0, "it gets no answers")
     owned = "SELECT count(*) FROM perqueue_pending WHERE owner IS NOT NULL"
     until(lambda: cut_off._outbox._rows(owned) == [(50,)], "it has claimed them all")

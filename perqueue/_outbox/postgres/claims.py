@@ -43,6 +43,8 @@ _CLAIM_ANY = _CLAIM.format(
     "id",
 ).replace("LIMIT %s FOR UPDATE", "FOR UPDATE")
 _FEW = 200
+_PATIENCE = 5.0
+"""Seconds for a claim: beside a transaction that stays open it passes over all that was settled since."""
 _NEXT_DUE = (
     "SELECT (extract(epoch FROM not_before - clock_timestamp()) * 1000)::bigint FROM perqueue_pending"
     f" WHERE not_before IS NOT NULL AND {_FREE} ORDER BY not_before LIMIT 1"
@@ -91,7 +93,7 @@ class ClaimedSession(LeasedSession):
                 return []
             query, given = _CLAIM_ANY, (self._owner, _FEW)
         try:
-            rows = self._rows(query, given)
+            rows = self._rows(query, given, patience=_PATIENCE)
         except OutboxError:
             self.lose_lease()
             raise

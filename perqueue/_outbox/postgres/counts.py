@@ -28,13 +28,11 @@ _HOLD = (
     " (extract(epoch FROM o.hold_until - clock_timestamp()) * 1000)::bigint"
 )
 # The statistics collector counts what was inserted less what was deleted; after a crash it begins anew.
-_COUNTED = (
-    f"(SELECT count(*) FROM (SELECT FROM {{pending}} LIMIT {MOST_COUNTED + 1}) AS few),"
-    " greatest((SELECT n_live_tup FROM pg_stat_all_tables WHERE relid = '{pending}'::regclass),"
+_ESTIMATED = (
+    "greatest((SELECT n_live_tup FROM pg_stat_all_tables WHERE relid = '{pending}'::regclass),"
     " (SELECT reltuples FROM pg_class WHERE oid = '{pending}'::regclass))::bigint"
 )
-COUNTED = f"SELECT {_COUNTED.format(pending='{schema}.perqueue_pending')}"
-"""How many are pending, for :func:`as_counted`."""
+_COUNTED = f"(SELECT count(*) FROM (SELECT FROM {{pending}} LIMIT {MOST_COUNTED + 1}) AS few), {_ESTIMATED}"
 _POSITION = (
     "SELECT o.accepted + (SELECT coalesce(sum(accepted), 0) FROM perqueue_drainer)::bigint, o.rejected,"
     " o.discarded, o.damaged, o.rejections, o.refusal_streak, o.refusal_reason, o.probe_requests,"
@@ -66,6 +64,15 @@ def as_hold(kind: str | None, reason: str, wait_ms: int, number: int, left_ms: i
     return Hold(
         kind=kind, reason=reason, until=SYSTEM_CLOCK.time_ms() + left_ms, wait_ms=wait_ms, number=number
     )
+
+
+def how_many(schema: str, most: int) -> str:
+    """Return what says how many are pending, for :func:`as_counted`; exactly if ``most`` is few.
+
+    Counting takes long beside a transaction that stays open, for all that is settled is still passed over.
+    """
+    counted = _COUNTED if most <= MOST_COUNTED else f"{_ESTIMATED}, 0"
+    return "SELECT " + counted.format(pending=f"{schema}.perqueue_pending")
 
 
 def as_counted(row: Sequence[int]) -> int:

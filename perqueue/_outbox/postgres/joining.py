@@ -8,11 +8,14 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from perqueue._outbox.postgres.counts import ALIVE, COUNTED, as_counted
+from perqueue._outbox.postgres.counts import ALIVE, as_counted, how_many
 from perqueue._outbox.postgres.settling import SettledSession
 from perqueue.exceptions import ConfigurationError, OutboxFull
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from weakref import WeakSet
+
     from perqueue._outbox.protocol import Key, Steps
 
 FOREVER = 2**62
@@ -45,18 +48,22 @@ class JoinedSession(SettledSession):
     dialect = "postgresql"
     _max_pending = FOREVER
     _room = 0
+    _known: WeakSet[object]
+    """Connections that lead to the outbox's database: a round trip less for each activity."""
     _room_until = float("-inf")
 
-    def joining(self, key: Key, window: tuple[int, int] | None, recorded_at: int) -> Steps:
+    def joining(self, key: Key, window: tuple[int, int] | None, recorded_at: int, driven: object) -> Steps:
         """Yield what the application's connection has to run, and return the ID of the activity.
 
         Raises :class:`ConfigurationError` for a connection to another database, :class:`OutboxFull`.
         """
-        rows = yield _WHICH, (f"{self._schema}.perqueue_outbox",)
-        if rows[0][0] is None:
-            self._elsewhere()
+        if driven not in self._known:
+            rows = yield _WHICH, (f"{self._schema}.perqueue_outbox",)
+            if rows[0][0] is None:
+                self._elsewhere()
+            self._known.add(driven)
         if self._must_count():
-            self._check_room(as_counted((yield COUNTED.format(schema=self._schema), ())[0]))
+            self._check_room((yield how_many(self._schema, self._max_pending), ())[0])
         values: tuple[object, ...] = (*key, recorded_at)
         if window is None:
             rows = yield self._named(_JOIN), (*values, self._outbox_id, self._channel)
@@ -82,7 +89,8 @@ class JoinedSession(SettledSession):
         self._room -= 1
         return self._room < 0 or time.monotonic() >= self._room_until
 
-    def _check_room(self, pending: int) -> None:
+    def _check_room(self, row: Sequence[int]) -> None:
+        pending = as_counted(row)
         self._room = self._max_pending - pending - 1
         self._room_until = time.monotonic() + _ROOM_INTERVAL
         if self._room < 0:

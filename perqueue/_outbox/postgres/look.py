@@ -28,6 +28,12 @@ _REFUSALS = (
 )
 
 
+class _Looking(CountedSession):
+    """Has time: beside a transaction that stays open a look may take seconds."""
+
+    _patience = 60.0
+
+
 class PostgresOnlooker:
     """Looks at one outbox, as often as is wanted."""
 
@@ -36,7 +42,7 @@ class PostgresOnlooker:
 
     def look(self) -> Look:
         """Return how it stands now; raise :class:`~perqueue.OutboxError` if it cannot be read."""
-        with closing(CountedSession(self._url, None, create=False)) as session:
+        with closing(_Looking(self._url, None, create=False)) as session:
             outbox_id, origin = session._row(_OUTBOX)  # noqa: SLF001 - of the same family
             rows = session._rows  # noqa: SLF001
             position = session.position()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING, LiteralString
+from weakref import WeakSet
 
-from perqueue._outbox.postgres.counts import ALIVE, NOW_MS, age_ms
+from perqueue._outbox.postgres.counts import ALIVE, NOW_MS, age_ms, how_many
 from perqueue._outbox.postgres.joining import FOREVER, JoinedSession
 from perqueue._outbox.sweep import Sweep
 
@@ -74,6 +75,7 @@ class PostgresOutbox(JoinedSession):
     ) -> None:
         self._max_pending = max_pending
         self._sweep = Sweep()
+        self._known = WeakSet()
         self._notified_at = float("-inf")
         super().__init__(url, origin, create=create)
 
@@ -83,7 +85,7 @@ class PostgresOutbox(JoinedSession):
 
     def _record(self, query: LiteralString, values: tuple[object, ...]) -> int:
         if self._must_count():
-            self._check_room(self.position().pending)
+            self._check_room(self._row(how_many(self._schema, self._max_pending)))
         now = time.monotonic()
         # A drain of this process hears of it without the database.
         if self._owner is None and now >= self._notified_at + _NOTIFY_INTERVAL:

@@ -10,6 +10,7 @@ import psycopg
 
 from perqueue import _fork, _threads
 from perqueue._outbox.postgres.connection import (
+    PATIENCE,
     Connections,
     database_errors,
     outbox_error,
@@ -32,6 +33,9 @@ _thread_id = _threads.original("_thread", "get_ident")
 
 class Session:
     """An outbox in a database, which need not answer all the time."""
+
+    _patience = PATIENCE
+    """Seconds for a statement."""
 
     def __init__(self, url: DatabaseURL, origin: str | None, *, create: bool) -> None:
         self._url = url
@@ -63,14 +67,23 @@ class Session:
         self._drain_thread: int | None = None
         self._drain_connection: Connection | None = None
 
-    def _rows(self, query: LiteralString, values: Params = (), *, prepare: bool = False) -> list[Any]:
-        """Run one statement, committed at once, and return its rows."""
+    def _rows(
+        self,
+        query: LiteralString,
+        values: Params = (),
+        *,
+        prepare: bool = False,
+        patience: float | None = None,
+    ) -> list[Any]:
+        """Run one statement, committed at once, and return its rows; ``patience`` is in seconds."""
         # Written out for record(): each context manager would cost it a percent.
         try:
             own, connection = self._take()
             try:
+                connection.patience = patience or self._patience
                 rows = connection.run(query, values, prepare=prepare)
             finally:
+                connection.patience = self._patience
                 if not own:
                     self._shared.give_back(connection)
         except psycopg.Error as error:
