@@ -200,8 +200,9 @@ class Counting:
 
     def position(self) -> Position:
         """Return what a drain begins with."""
-        nothing = dict.fromkeys(Position._fields[:13], 0) | {"refusal_reason": None, "hold": None}
-        return Position(**{**nothing, "drainer_pid": None, "oldest_pending": None, "last_id": self.last_id})
+        nothing: dict[str, Any] = dict.fromkeys(Position._fields, 0)
+        nothing |= {"refusal_reason": None, "hold": None, "drainer_pid": None, "oldest_pending": None}
+        return Position(**nothing | {"last_id": self.last_id, "load": Load(), "counted": None})
 
     def change_counter(self) -> int:
         """Return a number that differs when something was recorded."""

@@ -3,8 +3,8 @@
 In an outage the gate closes for a wait that grows with full jitter; then one request, the probe, may
 pass. Anything that Per answers opens the gate. The number in flight doubles in each round trip until
 something goes wrong, and grows by one a round trip from then on, unless answers take seconds; single failures
-and rising latency shrink it by a tenth (additive increase, multiplicative decrease). The drain's thread alone uses a controller; no
-method blocks.
+and rising latency shrink it by a tenth (additive increase, multiplicative decrease). The drain's thread alone
+uses a controller; no method blocks.
 """
 
 from __future__ import annotations

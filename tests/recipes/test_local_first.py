@@ -1,4 +1,4 @@
-"""One outbox for each host: its workers only record, a sidecar beside them delivers, and hosts come and go."""
+"""One outbox for each host: workers only record, a sidecar beside them delivers, hosts come and go."""
 
 import shutil
 import signal
@@ -145,7 +145,7 @@ def test_a_host_is_retired_with_an_empty_outbox(per, start):
 
 
 def test_a_host_that_cannot_deliver_hands_its_file_to_another(per, start, outbox, tmp_path):
-    """Retired in an outage, a host says that its disk may not go; its file is drained where it is moved to."""
+    """Retired in an outage, a host says that its disk may not go; its file is drained elsewhere."""
     machine = start()
     per.go_down()
     machine.serve("last")
