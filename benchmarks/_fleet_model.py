@@ -316,10 +316,14 @@ async def _play(case: Case, loop: VirtualLoop, longest: float) -> Course:
 def play(case: Case, longest: float, seed: int = 1) -> Course:
     """Play a case, for at most so many seconds after Per is back."""
     random.seed(seed)
-    logging.getLogger("perqueue").setLevel(logging.CRITICAL)
+    log = logging.getLogger("perqueue")
+    before = log.level, _drain.TICK
+    log.setLevel(logging.CRITICAL)
     _drain.TICK = 1.0  # what is recorded is noticed a second late: a thousand hosts would do little else
     loop = VirtualLoop()
     try:
         return loop.run_until_complete(_play(case, loop, longest))
     finally:
         loop.close()
+        _drain.TICK = before[1]
+        log.setLevel(before[0])
