@@ -13,6 +13,7 @@ import random
 import selectors
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, cast
 
 from perqueue import RetryPolicy, _drain
@@ -155,7 +156,7 @@ class Counting:
         self._rate = rate
         self._clock = clock
         self._since = clock.monotonic() + random.random() / rate  # noqa: S311 - not all in the same instant
-        self._waiting: dict[int, tuple[int, Activity]] = {}
+        self._waiting: list[tuple[int, int, Activity]] = []  # a heap: until when, ID
         self.piled_up = 0
         self.accepted = 0
 
@@ -177,15 +178,16 @@ class Counting:
             for each in range(after + 1, last + 1)
         ]
 
-    def claim_due(self, now: int, _: int, limit: int, outstanding: Collection[int]) -> list[Activity]:
+    def claim_due(self, now: int, _: int, limit: int, __: object) -> list[Activity]:
         """Return those whose wait is over."""
-        due = sorted((at, each) for each, (at, _) in self._waiting.items() if at <= now)
-        chosen = [each for _, each in due if each not in outstanding][:limit]
-        return [self._waiting.pop(each)[1] for each in chosen]
+        due: list[Activity] = []
+        while self._waiting and self._waiting[0][0] <= now and len(due) < limit:
+            due.append(heappop(self._waiting)[2])
+        return due
 
     def next_due(self) -> int | None:
         """Return when the first wait is over."""
-        return min((at for at, _ in self._waiting.values()), default=None)
+        return self._waiting[0][0] if self._waiting else None
 
     def settle(self, settlements: Sequence[Settlement], **_: object) -> Hold | None:
         """Count what was accepted, and keep what has to wait."""
@@ -195,7 +197,7 @@ class Counting:
                 self.accepted += 1
             elif settlement.not_before is not None:
                 again = replace(activity, attempts=activity.attempts + 1)
-                self._waiting[activity.id] = settlement.not_before, again
+                heappush(self._waiting, (settlement.not_before, activity.id, again))
         return None
 
     def position(self) -> Position:

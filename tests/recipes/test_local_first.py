@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from perqueue.sandbox import RateLimit
+from perqueue.sandbox import Latency
 from tests.helpers import Child, environment, repeats, until, users
 from tests.postgres.wire import Wire
 
@@ -101,7 +101,7 @@ def test_workers_go_on_while_the_sidecar_is_killed_and_replaced(per, start):
 def test_a_sidecar_killed_at_work_costs_no_activity(per, start):
     """Killed with requests in flight, a sidecar loses nothing, and at most those in flight are sent twice."""
     machine = start()
-    per.set_fault(RateLimit(per_second=40, burst=5, retry_after=False))
+    per.set_fault(Latency(0.2))
     first = machine.sidecar("--watch")
     for name in ("a", "b", "c"):
         machine.serve(name)
