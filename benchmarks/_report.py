@@ -6,6 +6,7 @@ import json
 import re
 import statistics
 from dataclasses import asdict, replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from _frame import HERE, Row, figure, ratios, spread, table
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     Results = dict[str, dict[str, Any]]
 
 RESULTS = HERE / "results.json"
-DOCUMENT = HERE.parent / "docs" / "performance.md"
+DOCUMENTS = (HERE.parent / "docs" / "performance.md", HERE.parent / "docs" / "scaling.md")
 DETAIL = "second by second"
 """Groups with this in their name are for a plot alone."""
 _BLOCK = re.compile(r"(<!-- results: (?P<which>[^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -122,15 +123,14 @@ def terminal(results: Results) -> Iterator[str]:
 def markdown(results: Results, which: str) -> str:
     """Return what stands in the documentation in a block of this name.
 
-    That is "machine", or "goals", or "BENCHMARK: GROUP", or "BENCHMARK: GROUP | GROUP ..." for one table of
-    several, or either of these two with "; METRIC, METRIC ..." for some columns only.
+    That is "machine", "goals" or "scaling", or "BENCHMARK: GROUP", or "BENCHMARK: GROUP | GROUP ..." for one
+    table of several, or either of these two with "; METRIC, METRIC ..." for some columns only.
     """
     if which == "machine":
         return "\n".join(dict.fromkeys(f"{found['machine']}.\n" for found in results.values()))
-    if which == "goals":
-        import _goals
-
-        return _pipes(_goals.lines({benchmark: found["rows"] for benchmark, found in results.items()}))
+    if which in ("goals", "scaling"):
+        lines = import_module(f"_{which}").lines
+        return _pipes(lines({benchmark: found["rows"] for benchmark, found in results.items()}))
     benchmark, _, rest = which.partition(": ")
     names, _, metrics = rest.partition("; ")
     chosen = names.split(" | ")

@@ -1,4 +1,4 @@
-"""Run all benchmarks: one table, the plots, and the tables in docs/performance.md.
+"""Run all benchmarks: one table, the plots, and the tables in docs/.
 
 make bench                         # everything: an hour or less, some GB, on a machine that does nothing else
 make bench ARGS="--only drain"     # one of them, and what the others found before
@@ -92,8 +92,9 @@ def main() -> None:
     _report.save(results)
     results = _report.load()
     draw(results, PLOTS)
-    text = _report.DOCUMENT.read_text(encoding="utf-8")
-    _report.DOCUMENT.write_text(_report.documented(text, results), encoding="utf-8")
+    for document in _report.DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        document.write_text(_report.documented(text, results), encoding="utf-8")
 
 
 if __name__ == "__main__":

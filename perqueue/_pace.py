@@ -2,9 +2,9 @@
 
 In an outage the gate closes for a wait that grows with full jitter; then one request, the probe, may
 pass. Anything that Per answers opens the gate. The number in flight doubles in each round trip until
-something goes wrong, and grows by one a round trip from then on; single failures and rising latency shrink
-it by a tenth (additive increase, multiplicative decrease). The drain's thread alone uses a controller; no
-method blocks.
+something goes wrong, and grows by one a round trip from then on, unless answers take seconds; single failures
+and rising latency shrink it by a tenth (additive increase, multiplicative decrease). The drain's thread alone
+uses a controller; no method blocks.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ _PROBE_SPACING = 0.1
 _SHRINK = 0.9
 _SLOW, _SLOWER = 2.0, 0.1
 """Latency has risen when it is over twice the lowest, and 0.1 s: then more in flight does not help."""
+_CROWDED = 4.0
+"""Seconds of latency beyond which more is not tried, whatever was the lowest: where a thousand hosts wait in
+one queue, it is what they made it. Well below the deadline of a request, whose answer would be lost."""
 _SMOOTHING = 1 / 16
 _LATENCY_MEMORY = 60.0
 """Seconds after which the lowest latency is measured anew: routes change."""
@@ -100,7 +103,10 @@ class Pace:
         self.gate = self.reason = None
         self.failures = 0
         self._cap.taken()
-        self._limit = min(self._limit + (1 if self._limit < self._threshold else 1 / self._limit), self._max)
+        if self._limit < self._threshold:
+            self._limit = min(self._limit + 1, self._max)
+        elif self._latency < _CROWDED:
+            self._limit = min(self._limit + 1 / self._limit, self._max)
         self._look_at_latency(sent_at)
 
     def _look_at_latency(self, sent_at: float) -> None:

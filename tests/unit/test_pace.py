@@ -196,6 +196,24 @@ def test_rising_latency_shrinks_what_is_in_flight(pace, clock):
     assert 2 <= pace.limit <= 8
 
 
+@pytest.mark.parametrize(("latency", "grows"), [(3.5, True), (4.5, False)])
+def test_answers_that_take_seconds_end_the_growth(pace, clock, latency, grows):
+    """Where many hosts wait in one queue, none of them lengthens it until answers come too late."""
+    flow(pace, clock)
+    pace.stumbled(clock.now)
+    for _ in range(3_000):  # long enough for such a latency to count as the lowest that there is
+        sent_at = clock.now
+        clock.now += latency
+        pace.answered(sent_at)
+    before = pace.limit
+    for _ in range(3_000):
+        sent_at = clock.now
+        clock.now += latency
+        pace.answered(sent_at)
+    assert pace.limit == (32 if grows else before)
+    assert grows or before < 32
+
+
 def test_steady_latency_shrinks_nothing(pace, clock):
     """A server that is far away, with the usual noise, gets all that `max_in_flight` allows."""
     for number in range(2000):
