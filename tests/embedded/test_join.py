@@ -241,6 +241,27 @@ def test_one_that_per_refused_stands_for_no_other(embed, connect, buy, per, bill
     assert billed() == {"REGULAR"}
 
 
+def test_threads_coalesce_beside_each_other(embed):
+    """What one thread asks of the file never comes between the statements of another's transaction."""
+    queue = embed(coalesce=timedelta(days=1), drain=False)
+    errors = []
+
+    def record(thread):
+        for n in range(40):
+            try:
+                queue.record("SHOP", f"CUSTOMER_{thread}_{n}")
+            except OutboxError as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=record, args=[n]) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert queue.stats().pending == 120
+
+
 # -- what cannot be joined
 
 
