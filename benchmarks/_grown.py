@@ -102,7 +102,7 @@ def server() -> Iterator[str]:
     """Run a local Per, and yield its URL."""
     program = [sys.executable, str(Path(__file__).with_name("_per.py"))]
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None  # noqa: S101 - for the type checker
+        assert process.stdout is not None
         yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
         process.terminate()
 

@@ -271,7 +271,7 @@ def queue_table(folder: Path) -> Iterator[Call]:
     )
     connection.execute("CREATE INDEX activity_status ON activity (status)")
     columns = "uuid, billing_id, user_id, activity_type_id, recorded_at"
-    statement = f"INSERT INTO activity ({columns}) VALUES (?, ?, ?, ?, ?)"  # noqa: S608 - constants
+    statement = f"INSERT INTO activity ({columns}) VALUES (?, ?, ?, ?, ?)"
     lock = threading.RLock()
 
     def insert(number: int) -> None:

@@ -115,7 +115,7 @@ def server(*arguments: object) -> Iterator[subprocess.Popen[str]]:
 
 
 def _port(process: subprocess.Popen[str]) -> int:
-    assert process.stdout is not None  # noqa: S101 - for the type checker
+    assert process.stdout is not None
     return int(process.stdout.readline())
 
 

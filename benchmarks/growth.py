@@ -154,7 +154,7 @@ def operations(paths: dict[str, Path], size: Size) -> list[Row]:
 
 def _file(queue: PerQueue) -> SQLiteOutbox:
     outbox = queue._outbox  # noqa: SLF001 - what the drain calls
-    assert isinstance(outbox, SQLiteOutbox)  # noqa: S101 - for the type checker
+    assert isinstance(outbox, SQLiteOutbox)
     return outbox
 
 

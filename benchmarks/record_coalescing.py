@@ -55,8 +55,8 @@ def million(folder: Path, part: float) -> _rounds.Metrics:
     chosen = ids + random.Random(1).choices(ids, k=records - users)  # noqa: S311 - no secret
     random.Random(2).shuffle(chosen)  # noqa: S311
     with server("--limit", 1e9) as process:  # it counts only where it limits
-        assert process.stdin is not None  # noqa: S101 - for the type checker
-        assert process.stdout is not None  # noqa: S101
+        assert process.stdin is not None
+        assert process.stdout is not None
         url = f"http://127.0.0.1:{process.stdout.readline().strip()}"
         began = time.perf_counter()
         with PerQueue(

@@ -69,7 +69,7 @@ def measure(latency: float, where: str, busy: bool, folder: Path, part: float) -
     backlog = int((80_000 if not latency else 6_000) * part) if where != "nobody" else 0
     with contextlib.ExitStack() as stack:
         process = stack.enter_context(server("--latency", latency))
-        assert process.stdout is not None  # noqa: S101 - for the type checker
+        assert process.stdout is not None
         url = f"http://127.0.0.1:{process.stdout.readline().strip()}"
         options = {"activity_token": _TOKEN, "activity_type_id": _peers.TYPE, "base_url": url}
         with PerQueue(path, drain=False, **options) as before:  # type: ignore[arg-type]
