@@ -48,6 +48,8 @@ class CoalescedSession(ClaimedSession):
         """
         values = (window[1], window[0], *key)
         with self._reading() as connection:
+            if connection.in_transaction:  # what it finds may be rolled back
+                self._in_transaction()
             standing = retry_busy(functools.partial(self._standing, connection, values))
         if standing is None:
             with self._held():

@@ -183,6 +183,8 @@ class Session:
         """Hold one write transaction, committed at the end and rolled back on any exception."""
         with self._held(), storage_errors(self._path):
             connection = self._usable()
+            if connection.in_transaction:
+                self._in_transaction()
             retry_busy(lambda: connection.execute("BEGIN IMMEDIATE"))
             try:
                 before = connection.total_changes
@@ -194,6 +196,14 @@ class Session:
                 raise
             if connection.total_changes != before:  # else it wrote nothing: a checkpoint has nothing to do
                 self._disk.committed(commits)
+
+    def _in_transaction(self) -> NoReturn:
+        # What is written here would be committed, or rolled back, with what was interrupted.
+        message = (
+            "called by a finalizer or a signal handler in the middle of one of perqueue's own transactions,"
+            " where nothing can be committed: record it again, from elsewhere"
+        )
+        raise OutboxError(message)
 
     def _mark(self) -> None:
         """Commit something, so that the next checkpoint has something to do."""

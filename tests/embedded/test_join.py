@@ -424,7 +424,7 @@ def test_a_long_transaction_holds_up_delivery_and_no_more(queue, connect, per, u
     assert receipt.wait(10)
     per.set_fault(Hang(accept=True), times=1)
     queue.record("SHOP", "SECOND")
-    until(lambda: queue.stats().in_flight == 1)
+    until(lambda: len(per.activities) == 2)
     application.execute("BEGIN EXCLUSIVE")
     per.release()
     until(lambda: any("delivery waits" in each.message for each in caplog.records))
