@@ -4,6 +4,8 @@ import os
 import sqlite3
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -433,6 +435,24 @@ def test_a_long_transaction_holds_up_delivery_and_no_more(queue, connect, per, u
     queue.flush(10)
     assert [activity.user_id for activity in per.activities] == ["FIRST", "SECOND", "THIRD"]
     assert len([each for each in caplog.records if each.levelname == "ERROR"]) == 1
+
+
+@pytest.mark.parametrize("mode", ["wal"], indirect=True)
+def test_who_reads_does_not_wait_for_the_applications_transaction(embed, connect):
+    """While the drain waits with an outcome, stats() and a repeat within its window take no lock of its."""
+    queue = embed(coalesce=timedelta(days=1), drain=False)
+    queue.record("SHOP", "REGULAR")
+    connect().execute("BEGIN IMMEDIATE")
+    with ThreadPoolExecutor() as pool:
+        drain = pool.submit(queue._outbox.request_probe)
+        longest = 0.0
+        while not drain.done():
+            began = time.perf_counter()
+            queue.stats()
+            queue.record("SHOP", "REGULAR")
+            longest = max(longest, time.perf_counter() - began)
+        assert isinstance(drain.exception(), OutboxError)
+    assert longest < 0.5
 
 
 OPERATIONS = {

@@ -157,18 +157,18 @@ def test_a_finalizer_within_a_transaction_is_told(coalescing, monkeypatch, user)
     queue = coalescing(drain=False)
     errors = []
 
-    committed = queue._outbox._writing
+    committing = queue._outbox._committing
 
     @contextmanager
-    def interrupted():
-        with committed() as connection:
-            yield connection
+    def interrupted(connection):
+        with committing(connection):
+            yield
             if not errors:
                 with pytest.raises(OutboxError) as caught:
                     queue.record("GROUP_A", user)
                 errors.append(str(caught.value))
 
-    monkeypatch.setattr(queue._outbox, "_writing", interrupted)
+    monkeypatch.setattr(queue._outbox, "_committing", interrupted)
     queue.record("GROUP_A", "USER_1")
     (error,) = errors
     assert "finalizer" in error
