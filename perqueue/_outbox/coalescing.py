@@ -48,24 +48,27 @@ class CoalescedSession(ClaimedSession):
         """
         values = (window[1], window[0], *key)
         with self._reading() as connection:
+            if connection.in_transaction:  # what it finds may be rolled back
+                self._in_transaction()
             standing = retry_busy(functools.partial(self._standing, connection, values))
         if standing is None:
             standing = self._stand(key, values, recorded_at)
-            self._check_identity(recorded_at)
             self._sync()
         return standing
 
     def _stand(self, key: Key, values: tuple[object, ...], recorded_at: int) -> int:
-        with self._held():
-            with self._writing() as connection:
+        with self._begun() as connection:
+            with self._committing(connection):
                 standing = self._standing(connection, values)  # another process may have been faster
-                if standing is not None:
-                    return standing
-                check = checksum(*key, recorded_at)
-                activity_id = self._insert(connection, (*key, recorded_at, check))
-                connection.execute(_STAND, (*values, activity_id))
-            self._last_id, self._last_check = activity_id, check  # not before it is committed
-            return activity_id
+                if standing is None:
+                    check = checksum(*key, recorded_at)
+                    activity_id = self._insert(connection, (*key, recorded_at, check))
+                    connection.execute(_STAND, (*values, activity_id))
+            if standing is None:
+                self._last_id, self._last_check = activity_id, check  # not before it is committed
+                standing = activity_id
+            self._check_identity(recorded_at)
+        return standing
 
     @staticmethod
     def _standing(connection: sqlite3.Connection, values: tuple[object, ...]) -> int | None:

@@ -101,7 +101,7 @@ def is_busy(error: sqlite3.Error) -> bool:
     return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
-def retry_busy(operation: Callable[[], T]) -> T:
+def retry_busy(operation: Callable[[], T], sleep: Callable[[float], None] = _threads.native_sleep) -> T:
     """Run one statement, again and again for up to a second while another process holds the lock.
 
     SQLite's own busy handler sleeps whole milliseconds and so starves writers; these pauses begin at
@@ -118,7 +118,7 @@ def retry_busy(operation: Callable[[], T]) -> T:
             deadline = deadline or now + BUSY_TIMEOUT
             if now >= deadline:
                 raise
-        _threads.native_sleep(pause)
+        sleep(pause)
         pause = min(pause * 1.5, 1e-3)
 
 

@@ -179,21 +179,53 @@ class Session:
             yield self._usable()
 
     @contextmanager
+    def _begun(self) -> Iterator[sqlite3.Connection]:
+        """Hold the lock, and a write transaction for whoever commits it."""
+        nested = is_owned(self._lock)
+        with self._held(), storage_errors(self._path):
+            # Somebody else's transaction may take its time: what only reads does not wait for it, too.
+            yield retry_busy(self._begin, _threads.native_sleep if nested else self._sleep_aside)
+
+    def _begin(self) -> sqlite3.Connection:
+        connection = self._usable()
+        if connection.in_transaction:
+            self._in_transaction()
+        connection.execute("BEGIN IMMEDIATE")
+        return connection
+
+    def _sleep_aside(self, seconds: float) -> None:
+        """Sleep without the lock. Called by who holds it."""
+        self._lock.release()
+        _threads.native_sleep(seconds)
+        if not self._lock.acquire(timeout=BUSY_TIMEOUT * 2):
+            self._locked()
+
+    @contextmanager
     def _writing(self, commits: int = 1) -> Iterator[sqlite3.Connection]:
         """Hold one write transaction, committed at the end and rolled back on any exception."""
-        with self._held(), storage_errors(self._path):
-            connection = self._usable()
-            retry_busy(lambda: connection.execute("BEGIN IMMEDIATE"))
-            try:
-                before = connection.total_changes
-                yield connection
-                retry_busy(lambda: connection.execute("COMMIT"))  # without a WAL, readers are in its way
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    connection.execute("ROLLBACK")
-                raise
-            if connection.total_changes != before:  # else it wrote nothing: a checkpoint has nothing to do
-                self._disk.committed(commits)
+        with self._begun() as connection, self._committing(connection, commits):
+            yield connection
+
+    @contextmanager
+    def _committing(self, connection: sqlite3.Connection, commits: int = 1) -> Iterator[None]:
+        try:
+            before = connection.total_changes
+            yield
+            retry_busy(lambda: connection.execute("COMMIT"))  # without a WAL, readers are in its way
+        except BaseException:
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            raise
+        if connection.total_changes != before:  # else it wrote nothing: a checkpoint has nothing to do
+            self._disk.committed(commits)
+
+    def _in_transaction(self) -> NoReturn:
+        # What is written here would be committed, or rolled back, with what was interrupted.
+        message = (
+            "called by a finalizer or a signal handler in the middle of one of perqueue's own transactions,"
+            " where nothing can be committed: record it again, from elsewhere"
+        )
+        raise OutboxError(message)
 
     def _mark(self) -> None:
         """Commit something, so that the next checkpoint has something to do."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sqlite3
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from perqueue._activity import Activity, State, checksum
 from perqueue._outbox.alone import Alone
@@ -19,7 +19,7 @@ from perqueue._outbox.queries import (
 )
 from perqueue._outbox.session import IDENTITY_INTERVAL_MS, is_owned, release_after_all
 from perqueue._outbox.settling import SettlingSession
-from perqueue.exceptions import OutboxError, OutboxFull
+from perqueue.exceptions import OutboxFull
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -138,14 +138,6 @@ class SQLiteOutbox(SettlingSession, Alone):
     def _went_back(self) -> None:
         super()._went_back()
         self._settled_count = 0
-
-    def _in_transaction(self) -> NoReturn:
-        # It would be committed, or rolled back, with what was interrupted.
-        message = (
-            "record() was called by a finalizer or a signal handler in the middle of one of perqueue's own"
-            " transactions, and cannot be committed there: record it again, from elsewhere"
-        )
-        raise OutboxError(message)
 
     def _append_again(
         self, connection: sqlite3.Connection, values: tuple[object, ...], error: Exception

@@ -4,6 +4,8 @@ import os
 import sqlite3
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -241,6 +243,27 @@ def test_one_that_per_refused_stands_for_no_other(embed, connect, buy, per, bill
     assert billed() == {"REGULAR"}
 
 
+def test_threads_coalesce_beside_each_other(embed):
+    """What one thread asks of the file never comes between the statements of another's transaction."""
+    queue = embed(coalesce=timedelta(days=1), drain=False)
+    errors = []
+
+    def record(thread):
+        for n in range(40):
+            try:
+                queue.record("SHOP", f"CUSTOMER_{thread}_{n}")
+            except OutboxError as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=record, args=[n]) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert queue.stats().pending == 120
+
+
 # -- what cannot be joined
 
 
@@ -403,7 +426,7 @@ def test_a_long_transaction_holds_up_delivery_and_no_more(queue, connect, per, u
     assert receipt.wait(10)
     per.set_fault(Hang(accept=True), times=1)
     queue.record("SHOP", "SECOND")
-    until(lambda: per.accepted == 2)
+    until(lambda: len(per.activities) == 2)
     application.execute("BEGIN EXCLUSIVE")
     per.release()
     until(lambda: any("delivery waits" in each.message for each in caplog.records))
@@ -412,6 +435,24 @@ def test_a_long_transaction_holds_up_delivery_and_no_more(queue, connect, per, u
     queue.flush(10)
     assert [activity.user_id for activity in per.activities] == ["FIRST", "SECOND", "THIRD"]
     assert len([each for each in caplog.records if each.levelname == "ERROR"]) == 1
+
+
+@pytest.mark.parametrize("mode", ["wal"], indirect=True)
+def test_who_reads_does_not_wait_for_the_applications_transaction(embed, connect):
+    """While the drain waits with an outcome, stats() and a repeat within its window take no lock of its."""
+    queue = embed(coalesce=timedelta(days=1), drain=False)
+    queue.record("SHOP", "REGULAR")
+    connect().execute("BEGIN IMMEDIATE")
+    with ThreadPoolExecutor() as pool:
+        drain = pool.submit(queue._outbox.request_probe)
+        longest = 0.0
+        while not drain.done():
+            began = time.perf_counter()
+            queue.stats()
+            queue.record("SHOP", "REGULAR")
+            longest = max(longest, time.perf_counter() - began)
+        assert isinstance(drain.exception(), OutboxError)
+    assert longest < 0.5
 
 
 OPERATIONS = {

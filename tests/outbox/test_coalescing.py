@@ -4,7 +4,7 @@ import sqlite3
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -149,6 +149,31 @@ def test_a_damaged_one_stands_for_no_other(per, coalescing, outbox):
     queue.record("GROUP_A", "USER_1")
     queue.flush(10)
     assert per.unique("GROUP_A") == 1
+
+
+@pytest.mark.parametrize("user", ["USER_1", "USER_2"])
+def test_a_finalizer_within_a_transaction_is_told(coalescing, monkeypatch, user):
+    """What is not committed yet stands for nothing, and the error names the cause, not a damaged file."""
+    queue = coalescing(drain=False)
+    errors = []
+
+    committing = queue._outbox._committing
+
+    @contextmanager
+    def interrupted(connection):
+        with committing(connection):
+            yield
+            if not errors:
+                with pytest.raises(OutboxError) as caught:
+                    queue.record("GROUP_A", user)
+                errors.append(str(caught.value))
+
+    monkeypatch.setattr(queue._outbox, "_committing", interrupted)
+    queue.record("GROUP_A", "USER_1")
+    (error,) = errors
+    assert "finalizer" in error
+    assert "damaged" not in error
+    assert queue.stats().pending == 1
 
 
 def test_one_that_waits_stands_for_the_others(per, coalescing):
