@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from perqueue._activity import Activity
 from perqueue._clock import SYSTEM_CLOCK
+from perqueue._outbox.postgres.connection import SCAN_PATIENCE
 from perqueue._outbox.postgres.counts import ALIVE
 from perqueue._outbox.postgres.leases import LeasedSession
 from perqueue.exceptions import OutboxError
@@ -91,7 +92,7 @@ class ClaimedSession(LeasedSession):
                 return []
             query, given = _CLAIM_ANY, (self._owner, _FEW)
         try:
-            rows = self._rows(query, given)
+            rows = self._rows(query, given, patience=SCAN_PATIENCE)
         except OutboxError:
             self.lose_lease()
             raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from perqueue._outbox.postgres.counts import ALIVE, COUNTED, as_counted
+from perqueue._outbox.postgres.counts import ALIVE, ROOM, as_counted
 from perqueue._outbox.postgres.settling import SettledSession
 from perqueue.exceptions import ConfigurationError, OutboxFull
 
@@ -22,6 +22,7 @@ _ROOM_INTERVAL = 5.0
 # Which outbox is asked first, by a statement that cannot fail: a failed one ends the transaction.
 _WHICH = "SELECT to_regclass(?)::text"
 # Whoever sleeps is woken by the commit. One that falls asleep later finds it at its next look.
+_ROOM = ROOM.format(pending="{schema}.perqueue_pending")
 _JOIN = (
     "WITH recorded AS ("
     "INSERT INTO {schema}.perqueue_pending (billing_id, user_id, activity_type_id, recorded_at)"
@@ -56,7 +57,9 @@ class JoinedSession(SettledSession):
         if rows[0][0] is None:
             self._elsewhere()
         if self._must_count():
-            self._check_room(as_counted((yield COUNTED.format(schema=self._schema), ())[0]))
+            table = f"{self._schema}.perqueue_pending"
+            rows = yield self._named(_ROOM), (table, self._max_pending)
+            self._check_room(as_counted(rows[0]))
         values: tuple[object, ...] = (*key, recorded_at)
         if window is None:
             rows = yield self._named(_JOIN), (*values, self._outbox_id, self._channel)
@@ -67,7 +70,10 @@ class JoinedSession(SettledSession):
         return int(rows[0][0])
 
     def _named(self, statement: str) -> str:
-        return statement.format(schema=self._schema, wake=_WAKE.format(schema=self._schema))
+        schema = self._schema
+        if set(schema) & set("%?"):  # which some driver takes for a placeholder: as Unicode escapes
+            schema = "U&" + "".join(f"\\{ord(c):04x}" if c in "%?\\" else c for c in schema)
+        return statement.format(schema=schema, wake=_WAKE.format(schema=schema))
 
     def _elsewhere(self) -> None:
         message = f"connection leads to another database: the outbox in {self._url} is not there"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from perqueue._clock import SYSTEM_CLOCK
 from perqueue._outbox.look import NEWEST, Look, Request
+from perqueue._outbox.postgres.connection import LONG_PATIENCE
 from perqueue._outbox.postgres.counts import CountedSession
 
 if TYPE_CHECKING:
@@ -28,6 +29,12 @@ _REFUSALS = (
 )
 
 
+class _Glance(CountedSession):
+    """One look."""
+
+    _patience = LONG_PATIENCE
+
+
 class PostgresOnlooker:
     """Looks at one outbox, as often as is wanted."""
 
@@ -36,7 +43,7 @@ class PostgresOnlooker:
 
     def look(self) -> Look:
         """Return how it stands now; raise :class:`~perqueue.OutboxError` if it cannot be read."""
-        with closing(CountedSession(self._url, None, create=False)) as session:
+        with closing(_Glance(self._url, None, create=False)) as session:
             outbox_id, origin = session._row(_OUTBOX)  # noqa: SLF001 - of the same family
             rows = session._rows  # noqa: SLF001
             position = session.position()

@@ -10,6 +10,7 @@ import psycopg
 
 from perqueue import _fork, _threads
 from perqueue._outbox.postgres.connection import (
+    PATIENCE,
     Connections,
     database_errors,
     outbox_error,
@@ -32,6 +33,9 @@ _thread_id = _threads.original("_thread", "get_ident")
 
 class Session:
     """An outbox in a database, which need not answer all the time."""
+
+    _patience = PATIENCE
+    """Seconds that a statement may take. Who only looks, on somebody's command, can wait longer."""
 
     def __init__(self, url: DatabaseURL, origin: str | None, *, create: bool) -> None:
         self._url = url
@@ -63,13 +67,20 @@ class Session:
         self._drain_thread: int | None = None
         self._drain_connection: Connection | None = None
 
-    def _rows(self, query: LiteralString, values: Params = (), *, prepare: bool = False) -> list[Any]:
+    def _rows(
+        self,
+        query: LiteralString,
+        values: Params = (),
+        *,
+        prepare: bool = False,
+        patience: float | None = None,
+    ) -> list[Any]:
         """Run one statement, committed at once, and return its rows."""
         # Written out for record(): each context manager would cost it a percent.
         try:
             own, connection = self._take()
             try:
-                rows = connection.run(query, values, prepare=prepare)
+                rows = connection.run(query, values, prepare=prepare, patience=patience or self._patience)
             finally:
                 if not own:
                     self._shared.give_back(connection)
@@ -77,8 +88,10 @@ class Session:
             raise outbox_error(self._url, error) from None  # whose text may hold the password
         return rows
 
-    def _row(self, query: LiteralString, values: Params = ()) -> tuple[Any, ...]:
-        rows = self._rows(query, values)
+    def _row(
+        self, query: LiteralString, values: Params = (), *, patience: float | None = None
+    ) -> tuple[Any, ...]:
+        rows = self._rows(query, values, patience=patience)
         if not rows:
             message = f"outbox {self._url}: a row that must be there is missing; was a table emptied?"
             raise OutboxError(message)
@@ -94,6 +107,7 @@ class Session:
     @contextmanager
     def _lent(self) -> Iterator[Connection]:
         own, connection = self._take()
+        connection.patience = self._patience
         try:
             yield connection
         finally:
@@ -105,9 +119,12 @@ class Session:
         if self._closed:
             message = f"outbox {self._url} is closed"
             raise OutboxError(message)
-        if self._drain_thread == _thread_id() and self._pid == os.getpid():
+        if self._is_drain_thread():
             return True, self._drain_own()
         return False, self._shared.take()
+
+    def _is_drain_thread(self) -> bool:
+        return self._drain_thread == _thread_id() and self._pid == os.getpid()
 
     def _drain_own(self) -> Connection:
         """Return the drain's connection: no number of recorders can keep it waiting."""

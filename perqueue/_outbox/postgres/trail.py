@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from perqueue._activity import State
+from perqueue._outbox.postgres.connection import LONG_PATIENCE
 from perqueue._outbox.postgres.session import Session
 from perqueue._outbox.trail import CLOCK_SLACK_MS, Traced, Try
 
@@ -15,10 +15,8 @@ if TYPE_CHECKING:
 
     from perqueue._address import DatabaseURL
     from perqueue._outbox.open import Relevant
-    from perqueue._outbox.postgres.connection import Connection
     from perqueue._outbox.trail import Filter
 
-_PATIENCE = 60.0
 _SLICE = 5000
 _COLUMNS = (
     "id, billing_id, user_id, activity_type_id, {} AS state, recorded_at, {} AS settled_at, tries,"
@@ -50,14 +48,10 @@ _NEXT = f"SELECT min(id), max(id) FROM (SELECT id FROM {_ALL} WHERE id > %s ORDE
 class PostgresTrail(Session):
     """Reads an outbox in a database, a slice at a time: no read lasts long enough to hold up vacuum."""
 
+    _patience = LONG_PATIENCE
+
     def __init__(self, url: DatabaseURL) -> None:
         super().__init__(url, None, create=False)
-
-    @contextmanager
-    def _lent(self) -> Iterator[Connection]:
-        with super()._lent() as connection:
-            connection.patience = _PATIENCE
-            yield connection
 
     def __enter__(self) -> Self:
         return self
