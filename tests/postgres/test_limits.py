@@ -249,7 +249,7 @@ def test_a_full_disk_of_the_server_is_told_and_passes(per, small_disk, make_queu
 
 
 def test_a_long_transaction_of_somebody_elses_slows_no_record(make_queue, sql):
-    """How much is pending is not counted for record(), unless it may matter: what vacuum may not remove adds up."""
+    """What is pending is counted for record() only where it matters: what vacuum may not remove adds up."""
     queue = make_queue(drain=False)
     queue._outbox.position = None
     queue.record("GROUP", "USER")

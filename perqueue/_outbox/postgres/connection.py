@@ -36,7 +36,7 @@ PATIENCE = 1.0
 SCAN_PATIENCE = 3.0
 """The same for what looks for the oldest, for a drain and for a program that starts.
 
-While somebody's transaction stays open vacuum removes nothing, and what was delivered is passed over one by one.
+While somebody's transaction stays open vacuum removes nothing, and all that was delivered is passed over.
 """
 LONG_PATIENCE = 60.0
 """The same for whoever asks on somebody's command, and holds up nothing meanwhile."""
