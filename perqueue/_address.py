@@ -23,7 +23,8 @@ class DatabaseURL:
         if _is_odd(url) or not url.isprintable() or " " in url:
             message = (
                 "the outbox's URL must look like postgresql://user@host/database;"
-                " special characters in a password are percent-encoded (@ is %40, : is %3A, / is %2F, ? is %3F)"
+                " special characters in a password are percent-encoded"
+                " (@ is %40, : is %3A, / is %2F, ? is %3F)"
             )
             raise ConfigurationError(message)
         self.dsn = url

@@ -50,7 +50,14 @@ class JoinedSession(CoalescedSession):
 
     _max_pending: int
 
-    def joining(self, key: Key, window: tuple[int, int] | None, recorded_at: int) -> Steps:
+    def joining(
+        self,
+        key: Key,
+        window: tuple[int, int] | None,
+        recorded_at: int,
+        *,
+        quietly: bool = False,  # noqa: ARG002 - it wakes nobody in any case
+    ) -> Steps:
         """Yield what the application's connection has to run, and return the ID of the activity.
 
         Raises :class:`ConfigurationError` for a connection to something else, :class:`OutboxFull`.

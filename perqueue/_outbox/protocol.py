@@ -147,10 +147,12 @@ class Outbox(Protocol):
         for no other.
         """
 
-    def joining(self, key: Key, window: tuple[int, int] | None, recorded_at: int) -> Steps:
+    def joining(
+        self, key: Key, window: tuple[int, int] | None, recorded_at: int, *, quietly: bool = False
+    ) -> Steps:
         """Yield what a connection has to run to make an activity part of its transaction; return the ID.
 
-        The first statement writes nothing.
+        The first statement writes nothing. ``quietly``: the commit can wake nobody.
         """
 
     def refusals(self) -> int:

@@ -114,7 +114,7 @@ def test_a_password_that_would_be_read_as_something_else_is_refused(url):
 
 
 def test_a_hash_in_a_password_shows_nothing_of_it():
-    """libpq takes a # as it is, and so it is taken here."""
+    """A # is taken as libpq takes it: as it is."""
     assert str(DatabaseURL("postgresql://user:GEH#EIM@host/db")) == "postgresql://user:***@host/db"
 
 
@@ -127,7 +127,7 @@ def test_a_hash_in_a_password_shows_nothing_of_it():
     ],
 )
 def test_another_way_to_name_a_database_is_no_file(tmp_path, monkeypatch, outbox):
-    """libpq's keywords and other libraries' URLs are refused: no file is made whose name has the password."""
+    """Keywords of libpq and other libraries' URLs are refused: no file's name shows a password."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigurationError, match="postgresql:// URL") as caught:
         PerQueue(outbox, drain=False)

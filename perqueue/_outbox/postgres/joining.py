@@ -38,6 +38,7 @@ _WAKE = (
     "CASE WHEN EXISTS (SELECT FROM {schema}.perqueue_drainer"
     f" WHERE asleep AND {ALIVE}) THEN pg_notify(?::text, '')::text END"
 )
+_WAKE_NOBODY = "?::text"
 
 
 class JoinedSession(SettledSession):
@@ -48,7 +49,9 @@ class JoinedSession(SettledSession):
     _room = 0
     _room_until = float("-inf")
 
-    def joining(self, key: Key, window: tuple[int, int] | None, recorded_at: int) -> Steps:
+    def joining(
+        self, key: Key, window: tuple[int, int] | None, recorded_at: int, *, quietly: bool = False
+    ) -> Steps:
         """Yield what the application's connection has to run, and return the ID of the activity.
 
         Raises :class:`ConfigurationError` for a connection to another database, :class:`OutboxFull`.
@@ -61,19 +64,20 @@ class JoinedSession(SettledSession):
             rows = yield self._named(_ROOM), (table, self._max_pending)
             self._check_room(as_counted(rows[0]))
         values: tuple[object, ...] = (*key, recorded_at)
+        wake = _WAKE_NOBODY if quietly else _WAKE
         if window is None:
-            rows = yield self._named(_JOIN), (*values, self._outbox_id, self._channel)
+            rows = yield self._named(_JOIN, wake), (*values, self._outbox_id, self._channel)
         else:
-            rows = yield self._named(_JOIN_ONCE), (*values, *window, self._channel, self._outbox_id)
+            rows = yield self._named(_JOIN_ONCE, wake), (*values, *window, self._channel, self._outbox_id)
         if not rows:
             self._elsewhere()
         return int(rows[0][0])
 
-    def _named(self, statement: str) -> str:
+    def _named(self, statement: str, wake: str = "") -> str:
         schema = self._schema
         if set(schema) & set("%?"):  # which some driver takes for a placeholder: as Unicode escapes
             schema = "U&" + "".join(f"\\{ord(c):04x}" if c in "%?\\" else c for c in schema)
-        return statement.format(schema=schema, wake=_WAKE.format(schema=schema))
+        return statement.format(schema=schema, wake=wake.format(schema=schema))
 
     def _elsewhere(self) -> None:
         message = f"connection leads to another database: the outbox in {self._url} is not there"
