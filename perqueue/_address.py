@@ -8,7 +8,7 @@ from urllib.parse import unquote
 from perqueue.exceptions import ConfigurationError
 
 _SCHEMES = ("postgresql://", "postgres://")
-_USER_INFO = re.compile(r"(?<=://)([^:@/?#]*)(?::([^@/?#]*))?@")
+_USER_INFO = re.compile(r"(?<=://)([^:@/]*)(?::([^@/]*))?@")  # as libpq has it: a ? or # may be in it
 _SECRETS = re.compile(r"(?<=[?&])((?:ssl)?password|passcode)=([^&]*)", re.IGNORECASE)
 _HIDDEN = "***"
 
@@ -20,11 +20,11 @@ class DatabaseURL:
 
     def __init__(self, url: str) -> None:
         """Raise :class:`~perqueue.ConfigurationError` if libpq would read it otherwise than it looks."""
-        authority = re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)[0]
-        if authority.count("@") > 1 or "\0" in url or not url.isprintable() or " " in url:
+        if _is_odd(url) or not url.isprintable() or " " in url:
             message = (
                 "the outbox's URL must look like postgresql://user@host/database;"
-                " special characters in a password are percent-encoded (@ is %40, : is %3A, / is %2F)"
+                " special characters in a password are percent-encoded"
+                " (@ is %40, : is %3A, / is %2F, ? is %3F)"
             )
             raise ConfigurationError(message)
         self.dsn = url
@@ -52,6 +52,14 @@ class DatabaseURL:
         for secret in self._secrets:
             text = text.replace(secret, _HIDDEN)
         return text
+
+
+def _is_odd(url: str) -> bool:
+    """Tell whether a password may have been cut in two, or hides behind a name written in percents."""
+    place, _, query = url.partition("://")[2].partition("?")
+    authority, _, name = place.partition("/")
+    cut = authority.count("@") > 1 or "@" in name or "@" in query.partition("=")[0]
+    return cut or re.search(r"%[^=&]*=", query) is not None
 
 
 def is_database_url(outbox: object) -> bool:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from perqueue._activity import Activity
-from perqueue._joints import async_joint_of, commits_each, joint_of, sqlalchemy_run_sync
+from perqueue._joints import async_joint_of, commits_each, is_two_phase, joint_of, sqlalchemy_run_sync
 from perqueue._outbox.connection import TAMPERED, is_tampered
 from perqueue.exceptions import ConfigurationError, OutboxError, PerQueueError
 
@@ -94,7 +94,9 @@ def _together(joint: Joint | AsyncJoint, entry: Entry) -> Steps:
 
     Else the activity could be there without the window that it stands for, or with an error that denies it.
     """
-    steps = entry.outbox.joining(entry.key, entry.window, entry.recorded_at, joint.driven)
+    # PostgreSQL prepares no transaction that notifies: there who sleeps finds it by itself.
+    quietly = is_two_phase(joint)
+    steps = entry.outbox.joining(entry.key, entry.window, entry.recorded_at, joint.driven, quietly=quietly)
     rows = yield next(steps)  # which only asks, but begins what the library begins before any statement
     alone = entry.window is not None and commits_each(joint)
     begun = False

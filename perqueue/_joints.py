@@ -51,6 +51,13 @@ def commits_each(joint: Joint | AsyncJoint) -> bool:
     return driven.isolation_level is None or getattr(driven, "autocommit", None) is True
 
 
+def is_two_phase(joint: Joint | AsyncJoint) -> bool:
+    """Tell whether the transaction is to be prepared before it is committed."""
+    if isinstance(joint, _SQLAlchemy):
+        return joint.is_two_phase()
+    return getattr(joint.driven, "_tpc", None) is not None  # psycopg's; it tells nobody
+
+
 def _loaded(module: str, *names: str) -> tuple[Any, ...]:
     """Return classes of a module, as far as it is loaded."""
     found = sys.modules.get(module)
@@ -153,6 +160,9 @@ class _SQLAlchemy:
     def when_committed(self, call: Callable[..., object]) -> None:
         """Do nothing: a Connection tells before the commit, not after."""
 
+    def is_two_phase(self) -> bool:
+        return isinstance(self._connection.get_transaction(), _loaded("sqlalchemy", "TwoPhaseTransaction"))
+
 
 class _SQLAlchemySession(_SQLAlchemy):
     def __init__(self, session: Any) -> None:
@@ -191,10 +201,9 @@ class _Psycopg:
         self._connection = self.driven = connection
 
     def run(self, statement: str, values: tuple[object, ...]) -> list[Any]:
-        (tuple_row,) = _loaded("psycopg.rows", "tuple_row")  # whatever the caller's rows are
-        with self._connection.cursor(row_factory=tuple_row) as cursor:
-            cursor.execute(_in_style(statement, "format"), values)
-            return list(cursor.fetchall()) if cursor.description else []
+        plain, tuple_row = *_loaded("psycopg", "Cursor"), *_loaded("psycopg.rows", "tuple_row")
+        with plain(self._connection, row_factory=tuple_row) as cursor:  # whatever the caller's are
+            return list(cursor.execute(_in_style(statement, "format"), values).fetchall())
 
     def when_committed(self, call: Callable[..., object]) -> None:
         """Do nothing: the outbox's own NOTIFY comes with the commit."""
@@ -232,10 +241,10 @@ class _AsyncPsycopg:
         """Do nothing: psycopg's connection can be asked at any time."""
 
     async def run(self, statement: str, values: tuple[object, ...]) -> list[Any]:
-        (tuple_row,) = _loaded("psycopg.rows", "tuple_row")  # whatever the caller's rows are
-        async with self._connection.cursor(row_factory=tuple_row) as cursor:
+        plain, tuple_row = *_loaded("psycopg", "AsyncCursor"), *_loaded("psycopg.rows", "tuple_row")
+        async with plain(self._connection, row_factory=tuple_row) as cursor:  # whatever the caller's are
             await cursor.execute(_in_style(statement, "format"), values)
-            return list(await cursor.fetchall()) if cursor.description else []
+            return list(await cursor.fetchall())
 
 
 @functools.cache

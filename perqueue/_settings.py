@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -291,6 +292,10 @@ def outbox_place(outbox: object) -> Path | DatabaseURL:
     return DatabaseURL(str(outbox)) if is_database_url(outbox) else outbox_path(outbox)
 
 
+_NAMES_A_DATABASE = re.compile(r"postgres(ql)?:|\s*(host|hostaddr|dbname|user|password|service)\s*=")
+"""What was meant for libpq, and may hold a password, which the name of a file would show."""
+
+
 def outbox_path(outbox: object) -> Path:
     """Return the absolute path that the option ``outbox`` names; raise :class:`ConfigurationError`."""
     if outbox is None or outbox == "":
@@ -303,7 +308,7 @@ def outbox_path(outbox: object) -> Path:
     if not isinstance(text, str) or "\0" in text or text == ":memory:" or text.startswith("file:"):
         message = "outbox must be the path of a file on disk"
         raise ConfigurationError(message)
-    if "://" in text:
+    if "://" in text or _NAMES_A_DATABASE.match(text):
         message = "outbox must be the path of a file on disk, or a postgresql:// URL"
         raise ConfigurationError(message)
     try:

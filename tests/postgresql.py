@@ -184,7 +184,7 @@ def database() -> Iterator[Server]:
 def mortal() -> Iterator[Server]:
     """Start a server that tests may stop and kill."""
     need()
-    server = Server(["max_connections=30"])
+    server = Server(["max_connections=30", "max_prepared_transactions=5"])
     yield server
     server.close()
 

@@ -56,6 +56,8 @@ class JoinedSession(CoalescedSession):
         window: tuple[int, int] | None,
         recorded_at: int,
         driven: object,  # noqa: ARG002 - its file may have been renamed since
+        *,
+        quietly: bool = False,  # noqa: ARG002 - it wakes nobody in any case
     ) -> Steps:
         """Yield what the application's connection has to run, and return the ID of the activity.
 

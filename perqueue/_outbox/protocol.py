@@ -147,10 +147,19 @@ class Outbox(Protocol):
         for no other.
         """
 
-    def joining(self, key: Key, window: tuple[int, int] | None, recorded_at: int, driven: object) -> Steps:
+    def joining(
+        self,
+        key: Key,
+        window: tuple[int, int] | None,
+        recorded_at: int,
+        driven: object,
+        *,
+        quietly: bool = False,
+    ) -> Steps:
         """Yield what a connection has to run to make an activity part of its transaction; return the ID.
 
         ``driven`` is the driver's own connection. If there are several statements, the first writes nothing.
+        ``quietly``: the commit can wake nobody.
         """
 
     def refusals(self) -> int:

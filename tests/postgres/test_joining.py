@@ -4,7 +4,7 @@ import asyncio
 import sqlite3
 from contextlib import closing
 from datetime import timedelta
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import psycopg
 import pytest
@@ -313,3 +313,78 @@ def test_an_application_role_needs_few_rights(app, make_queue, database, sql):
         connection.execute("DROP OWNED BY shop")
         connection.execute("DROP ROLE shop")
     assert queue.stats().pending == 1
+
+
+def by_psycopg(url, record):
+    with psycopg.connect(url) as connection:
+        connection.tpc_begin(connection.xid(1, "psycopg", "perqueue"))
+        record(connection)
+        connection.tpc_prepare()
+        connection.tpc_commit()
+
+
+def by_sqlalchemy(url, record, driver="psycopg"):
+    engine = create_engine(url.replace("postgresql:", f"postgresql+{driver}:"))
+    with engine.connect() as connection, connection.begin_twophase() as transaction:
+        record(connection)
+        transaction.prepare()
+        transaction.commit()
+    with Session(engine, twophase=True) as session:
+        record(session)
+        session.prepare()
+        session.commit()
+    engine.dispose()
+
+
+def by_psycopg2(url, record):
+    by_sqlalchemy(url, record, "psycopg2")
+
+
+@pytest.mark.parametrize("work", [by_psycopg, by_sqlalchemy, by_psycopg2], ids=lambda work: work.__name__)
+def test_a_transaction_that_is_prepared_can_be_while_drainers_sleep(mortal, make_queue, work):
+    """Two-phase commits work though a drainer sleeps, which PostgreSQL lets no prepared transaction wake."""
+    mortal.ensure_started()
+    mortal.sql("DROP SCHEMA IF EXISTS prepared CASCADE", "CREATE SCHEMA prepared")
+    url = f"{mortal.url}?options=-csearch_path%3Dprepared"
+    queue = make_queue(url, drain=False)
+    mortal.sql(
+        "INSERT INTO prepared.perqueue_drainer (owner, host, pid, alive_until, asleep)"
+        " VALUES (1, 'elsewhere', 1, clock_timestamp() + interval '15 seconds', true)"
+    )
+    recorded = []
+    work(url, lambda connection: recorded.append(queue.record("SHOP", "USER", connection=connection)))
+    assert queue.stats().pending == len(recorded) > 0
+
+
+@pytest.mark.parametrize("name", ["it's", "100%s", "what?", 'a "b" \\c', "{x}"])
+def test_a_schema_of_any_name(database, make_queue, per, name):
+    """Whatever the outbox's schema is called, plain and joined recording and looks at max_pending work."""
+    quoted = '"' + name.replace('"', '""') + '"'
+    database.sql(f"CREATE SCHEMA {quoted}")
+    path = quoted.replace("\\", "\\\\").replace(" ", "\\ ")
+    url = f"{database.url}?options={quote('-csearch_path=' + path, safe='')}"
+    for coalesce in (None, timedelta(days=1)):
+        queue = make_queue(url, coalesce=coalesce, max_pending=100)
+        queue.record("SHOP", "PLAIN")
+        with psycopg.connect(database.url) as connection:
+            queue.record("SHOP", "JOINED", connection=connection)
+    queue.flush(10)
+    assert per.accepted == 4
+
+
+def test_a_cursor_class_and_a_pipeline_of_the_applications_own(app, queue, sql):
+    """What the application has set for its own statements on a connection does not concern ours."""
+    with psycopg.connect(app, cursor_factory=psycopg.RawCursor) as connection:
+        queue.record("SHOP", "RAW", connection=connection)
+    with psycopg.connect(app) as connection, connection.pipeline():
+        queue.record("SHOP", "PIPELINE", connection=connection)
+
+    async def work():
+        async with await psycopg.AsyncConnection.connect(
+            app, cursor_factory=psycopg.AsyncRawCursor
+        ) as connection:
+            await queue.arecord("SHOP", "ASYNC", connection=connection)
+
+    asyncio.run(work())
+    queue.flush(10)
+    assert queue.stats().delivered == 3

@@ -8,6 +8,7 @@ from contextlib import closing, suppress
 import pytest
 
 from perqueue import FlushTimeout, OutboxError, PerQueue
+from perqueue._outbox.postgres import outbox as outbox_of_postgres
 from perqueue.sandbox import Hang, Latency
 from tests.helpers import repeats, until, users
 from tests.postgres.test_faults import fails_soon
@@ -245,3 +246,17 @@ def test_a_full_disk_of_the_server_is_told_and_passes(per, small_disk, make_queu
     queue.flush(20)
     assert set(users(per)) - {names[recorded]} == set(names[:recorded])
     assert repeats(per) == 0
+
+
+def test_a_long_transaction_of_somebody_elses_slows_no_record(make_queue, sql):
+    """What is pending is counted for record() only where it matters: what vacuum may not remove adds up."""
+    queue = make_queue(drain=False)
+    queue._outbox.position = None
+    queue.record("GROUP", "USER")
+
+    def plan(most):
+        query = outbox_of_postgres._ROOM % ("'perqueue_pending'", most)
+        return "\n".join(row[0] for row in sql(f"EXPLAIN (ANALYZE, COSTS off) {query}"))
+
+    assert "never executed" in plan(10_000_000)
+    assert "never executed" not in plan(1_000)

@@ -96,8 +96,40 @@ def test_a_password_shows_nowhere(url):
         assert "GEHEI" not in shown
 
 
-def test_a_password_that_would_be_read_as_a_host_is_refused():
-    """A raw @ in a password would end up in the host's name: it must be percent-encoded."""
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://user:GEH@IM@host/db",
+        "postgresql://user:GEH/IM@host/db",
+        "postgresql://user:12/GEH@host/db",
+        "postgresql://user:GEH?IM@host/db",
+        "postgresql://user@host/db?pass%77ord=GEHEIM",
+    ],
+)
+def test_a_password_that_would_be_read_as_something_else_is_refused(url):
+    """A raw @, / or ? in a password would end up in the host's name or the database's, and show there."""
     with pytest.raises(ConfigurationError, match="%40") as caught:
-        DatabaseURL("postgresql://user:GEH@IM@host/db")
+        DatabaseURL(url)
     assert "GEH" not in str(caught.value)
+
+
+def test_a_hash_in_a_password_shows_nothing_of_it():
+    """A # is taken as libpq takes it: as it is."""
+    assert str(DatabaseURL("postgresql://user:GEH#EIM@host/db")) == "postgresql://user:***@host/db"
+
+
+@pytest.mark.parametrize(
+    "outbox",
+    [
+        "host=db.example dbname=billing user=app password=GEHEIM",
+        "postgresql:/app:GEHEIM@db.example/billing",
+        "postgresql+psycopg://app:GEHEIM@db.example/billing",
+    ],
+)
+def test_another_way_to_name_a_database_is_no_file(tmp_path, monkeypatch, outbox):
+    """Keywords of libpq and other libraries' URLs are refused: no file's name shows a password."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError, match="postgresql:// URL") as caught:
+        PerQueue(outbox, drain=False)
+    assert "GEHEIM" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from perqueue._activity import Activity
 from perqueue._clock import SYSTEM_CLOCK
+from perqueue._outbox.postgres.connection import SCAN_PATIENCE
 from perqueue._outbox.postgres.counts import ALIVE
 from perqueue._outbox.postgres.leases import LeasedSession
 from perqueue.exceptions import OutboxError
@@ -43,8 +44,6 @@ _CLAIM_ANY = _CLAIM.format(
     "id",
 ).replace("LIMIT %s FOR UPDATE", "FOR UPDATE")
 _FEW = 200
-_PATIENCE = 5.0
-"""Seconds for a claim: beside a transaction that stays open it passes over all that was settled since."""
 _NEXT_DUE = (
     "SELECT (extract(epoch FROM not_before - clock_timestamp()) * 1000)::bigint FROM perqueue_pending"
     f" WHERE not_before IS NOT NULL AND {_FREE} ORDER BY not_before LIMIT 1"
@@ -93,7 +92,7 @@ class ClaimedSession(LeasedSession):
                 return []
             query, given = _CLAIM_ANY, (self._owner, _FEW)
         try:
-            rows = self._rows(query, given, patience=_PATIENCE)
+            rows = self._rows(query, given, patience=SCAN_PATIENCE)
         except OutboxError:
             self.lose_lease()
             raise

@@ -33,6 +33,13 @@ if TYPE_CHECKING:
 
 PATIENCE = 1.0
 """Seconds after which a connection or an answer that has not come becomes an :class:`OutboxError`."""
+SCAN_PATIENCE = 3.0
+"""The same for what looks for the oldest, for a drain and for a program that starts.
+
+While somebody's transaction stays open vacuum removes nothing, and all that was delivered is passed over.
+"""
+LONG_PATIENCE = 60.0
+"""The same for whoever asks on somebody's command, and holds up nothing meanwhile."""
 MOST_CONNECTIONS = 5
 """Connections of one process, beside the one of its drain: the server has a hundred, as a rule, for all."""
 _CONNECT_TIMEOUT = 5
@@ -97,8 +104,9 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
             self.pgconn.finish()
             raise
 
-    def run(self, query: LiteralString, values: Params, *, prepare: bool) -> list[Any]:
+    def run(self, query: LiteralString, values: Params, *, prepare: bool, patience: float) -> list[Any]:
         """Run a statement and return its rows."""
+        self.patience = patience
         try:
             cursor = self._cursor
         except AttributeError:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, LiteralString
 
 from perqueue._activity import Activity, State
 from perqueue._clock import SYSTEM_CLOCK
+from perqueue._outbox.postgres.connection import SCAN_PATIENCE
 from perqueue._outbox.postgres.session import Session
 from perqueue._outbox.protocol import Hold, Load, News, Position, Settled
 
@@ -27,17 +28,28 @@ _HOLD = (
     "o.hold, o.hold_reason, o.hold_wait_ms, o.holds,"
     " (extract(epoch FROM o.hold_until - clock_timestamp()) * 1000)::bigint"
 )
+_COUNT_FEW = f"(SELECT count(*) FROM (SELECT FROM {{pending}} LIMIT {MOST_COUNTED + 1}) AS few)"
 # The statistics collector counts what was inserted less what was deleted; after a crash it begins anew.
-_ESTIMATED = (
-    "greatest((SELECT n_live_tup FROM pg_stat_all_tables WHERE relid = '{pending}'::regclass),"
-    " (SELECT reltuples FROM pg_class WHERE oid = '{pending}'::regclass))::bigint"
+_ESTIMATE = (
+    "(SELECT greatest(s.n_live_tup, c.reltuples, 0)::bigint FROM pg_class c"
+    " LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid WHERE c.oid = to_regclass({name}))"
 )
-_COUNTED = f"(SELECT count(*) FROM (SELECT FROM {{pending}} LIMIT {MOST_COUNTED + 1}) AS few), {_ESTIMATED}"
+_PENDING = "'perqueue_pending'"
+ROOM = (
+    f"SELECT CASE WHEN most <= {MOST_COUNTED} OR estimate >= most THEN {_COUNT_FEW} END, estimate"
+    f" FROM (SELECT {_ESTIMATE.format(name='?::text')} AS estimate, ?::bigint AS most) AS e"
+)
+"""How many are pending, for :func:`as_counted`, given the table's name and how many may be.
+
+They are counted only where that matters: what vacuum may not remove, because somebody's transaction stays
+open, is passed over one by one, and ``record()`` cannot wait for that.
+"""
 _POSITION = (
     "SELECT o.accepted + (SELECT coalesce(sum(accepted), 0) FROM perqueue_drainer)::bigint, o.rejected,"
     " o.discarded, o.damaged, o.rejections, o.refusal_streak, o.refusal_reason, o.probe_requests,"
     " (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM perqueue_pending_id_seq),"
-    f" {_COUNTED.format(pending='perqueue_pending')},"
+    f" {_COUNT_FEW.format(pending='perqueue_pending')},"
+    f" {_ESTIMATE.format(name=_PENDING)},"
     f" (SELECT pid {_ALIVE} ORDER BY since LIMIT 1), p.id, p.recorded_at, l.*, {_HOLD}"
     " FROM perqueue_outbox o"
     " LEFT JOIN (SELECT id, recorded_at FROM perqueue_pending ORDER BY id LIMIT 1) p ON true,"
@@ -66,30 +78,28 @@ def as_hold(kind: str | None, reason: str, wait_ms: int, number: int, left_ms: i
     )
 
 
-def how_many(schema: str, most: int) -> str:
-    """Return what says how many are pending, for :func:`as_counted`; exactly if ``most`` is few.
-
-    Counting takes long beside a transaction that stays open, for all that is settled is still passed over.
-    """
-    counted = _COUNTED if most <= MOST_COUNTED else f"{_ESTIMATED}, 0"
-    return "SELECT " + counted.format(pending=f"{schema}.perqueue_pending")
-
-
-def as_counted(row: Sequence[int]) -> int:
-    """Return how many are pending: exactly up to :data:`MOST_COUNTED`, then as estimated."""
+def as_counted(row: Sequence[int | None]) -> int:
+    """Return how many are pending: exactly up to :data:`MOST_COUNTED`, if counted, else as estimated."""
     counted, estimate = row
-    return counted if counted <= MOST_COUNTED else max(counted, estimate)
+    if counted is None or counted > MOST_COUNTED:
+        return max(counted or 0, estimate or 0)
+    return counted
 
 
 class CountedSession(Session):
     """An outbox in a database that knows how much is in it."""
 
+    _looked = False
+
     def position(self) -> Position:
         """Return how it stands; ``pending`` is exact up to :data:`MOST_COUNTED`."""
+        in_haste = self._looked and not self._is_drain_thread()
+        patience = self._patience if in_haste else max(self._patience, SCAN_PATIENCE)
+        self._looked = True
         (
             accepted, rejected, discarded, damaged, rejections, streak, refusal, probe_requests, last_id,
             counted, estimate, drainer_pid, oldest, recorded_at, in_flight, limit, rate, *hold,
-        ) = self._row(_POSITION)  # fmt: skip
+        ) = self._row(_POSITION, patience=patience)  # fmt: skip
         return Position(
             last_id=last_id,
             drained_through=0,

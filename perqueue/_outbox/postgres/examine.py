@@ -10,7 +10,7 @@ import psycopg
 
 from perqueue._outbox.finding import moment, ok, problem, warning
 from perqueue._outbox.flow import Backlog, judge, refused, trail
-from perqueue._outbox.postgres.connection import MOST_CONNECTIONS
+from perqueue._outbox.postgres.connection import LONG_PATIENCE, MOST_CONNECTIONS
 from perqueue._outbox.postgres.counts import CountedSession
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ _SERVER = (
     " current_setting('max_connections')::int, (SELECT sum(numbackends) FROM pg_stat_database)::int"
 )
 _RIGHTS = (
-    "SELECT has_table_privilege(%s, 'INSERT, UPDATE, DELETE'),"
+    # Of several in one call any is enough.
+    "SELECT bool_and(has_table_privilege(oid, 'INSERT') AND has_table_privilege(oid, 'UPDATE')"
+    " AND (has_table_privilege(oid, 'DELETE') OR relname = 'perqueue_outbox')),"
     " pg_size_pretty(sum(pg_total_relation_size(oid)))"
     " FROM pg_class WHERE oid = ANY(%s::regclass[])"
 )
@@ -64,6 +66,8 @@ _TABLES = ("pending", "settled", "attempt", "drainer", "outbox", "coalesced")
 
 class Examination(CountedSession):
     """Looks at one outbox; every method yields findings, and may raise :class:`~perqueue.OutboxError`."""
+
+    _patience = LONG_PATIENCE
 
     def __init__(self, url: DatabaseURL) -> None:
         """Raise :class:`~perqueue.OutboxError` if it cannot be looked at, or is none."""
@@ -106,7 +110,7 @@ class Examination(CountedSession):
 
     def _rights(self) -> Iterator[Finding]:
         names = [f"{self._schema}.perqueue_{name}" for name in _TABLES]
-        writes, size = self._row(_RIGHTS, (names[0], names))
+        writes, size = self._row(_RIGHTS, (names,))
         text = f"schema {self._schema}, {size} in all"
         if writes:
             yield ok("tables", text)

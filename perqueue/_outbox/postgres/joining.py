@@ -8,12 +8,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from perqueue._outbox.postgres.counts import ALIVE, as_counted, how_many
+from perqueue._outbox.postgres.counts import ALIVE, ROOM, as_counted
 from perqueue._outbox.postgres.settling import SettledSession
 from perqueue.exceptions import ConfigurationError, OutboxFull
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from weakref import WeakSet
 
     from perqueue._outbox.protocol import Key, Steps
@@ -25,6 +24,7 @@ _ROOM_INTERVAL = 5.0
 # Which outbox is asked first, by a statement that cannot fail: a failed one ends the transaction.
 _WHICH = "SELECT to_regclass(?)::text"
 # Whoever sleeps is woken by the commit. One that falls asleep later finds it at its next look.
+_ROOM = ROOM.format(pending="{schema}.perqueue_pending")
 _JOIN = (
     "WITH recorded AS ("
     "INSERT INTO {schema}.perqueue_pending (billing_id, user_id, activity_type_id, recorded_at)"
@@ -40,6 +40,7 @@ _WAKE = (
     "CASE WHEN EXISTS (SELECT FROM {schema}.perqueue_drainer"
     f" WHERE asleep AND {ALIVE}) THEN pg_notify(?::text, '')::text END"
 )
+_WAKE_NOBODY = "?::text"
 
 
 class JoinedSession(SettledSession):
@@ -52,7 +53,15 @@ class JoinedSession(SettledSession):
     """Connections that lead to the outbox's database: a round trip less for each activity."""
     _room_until = float("-inf")
 
-    def joining(self, key: Key, window: tuple[int, int] | None, recorded_at: int, driven: object) -> Steps:
+    def joining(
+        self,
+        key: Key,
+        window: tuple[int, int] | None,
+        recorded_at: int,
+        driven: object,
+        *,
+        quietly: bool = False,
+    ) -> Steps:
         """Yield what the application's connection has to run, and return the ID of the activity.
 
         Raises :class:`ConfigurationError` for a connection to another database, :class:`OutboxFull`.
@@ -63,18 +72,24 @@ class JoinedSession(SettledSession):
                 self._elsewhere()
             self._known.add(driven)
         if self._must_count():
-            self._check_room((yield how_many(self._schema, self._max_pending), ())[0])
+            table = f"{self._schema}.perqueue_pending"
+            rows = yield self._named(_ROOM), (table, self._max_pending)
+            self._check_room(as_counted(rows[0]))
         values: tuple[object, ...] = (*key, recorded_at)
+        wake = _WAKE_NOBODY if quietly else _WAKE
         if window is None:
-            rows = yield self._named(_JOIN), (*values, self._outbox_id, self._channel)
+            rows = yield self._named(_JOIN, wake), (*values, self._outbox_id, self._channel)
         else:
-            rows = yield self._named(_JOIN_ONCE), (*values, *window, self._channel, self._outbox_id)
+            rows = yield self._named(_JOIN_ONCE, wake), (*values, *window, self._channel, self._outbox_id)
         if not rows:
             self._elsewhere()
         return int(rows[0][0])
 
-    def _named(self, statement: str) -> str:
-        return statement.format(schema=self._schema, wake=_WAKE.format(schema=self._schema))
+    def _named(self, statement: str, wake: str = "") -> str:
+        schema = self._schema
+        if set(schema) & set("%?"):  # which some driver takes for a placeholder: as Unicode escapes
+            schema = "U&" + "".join(f"\\{ord(c):04x}" if c in "%?\\" else c for c in schema)
+        return statement.format(schema=schema, wake=wake.format(schema=schema))
 
     def _elsewhere(self) -> None:
         message = f"connection leads to another database: the outbox in {self._url} is not there"
@@ -89,8 +104,7 @@ class JoinedSession(SettledSession):
         self._room -= 1
         return self._room < 0 or time.monotonic() >= self._room_until
 
-    def _check_room(self, row: Sequence[int]) -> None:
-        pending = as_counted(row)
+    def _check_room(self, pending: int) -> None:
         self._room = self._max_pending - pending - 1
         self._room_until = time.monotonic() + _ROOM_INTERVAL
         if self._room < 0:

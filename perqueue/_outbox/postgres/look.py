@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from perqueue._clock import SYSTEM_CLOCK
 from perqueue._outbox.look import NEWEST, Look, Request
+from perqueue._outbox.postgres.connection import LONG_PATIENCE
 from perqueue._outbox.postgres.counts import CountedSession
 
 if TYPE_CHECKING:
@@ -28,10 +29,10 @@ _REFUSALS = (
 )
 
 
-class _Looking(CountedSession):
-    """Has time: beside a transaction that stays open a look may take seconds."""
+class _Glance(CountedSession):
+    """One look."""
 
-    _patience = 60.0
+    _patience = LONG_PATIENCE
 
 
 class PostgresOnlooker:
@@ -42,7 +43,7 @@ class PostgresOnlooker:
 
     def look(self) -> Look:
         """Return how it stands now; raise :class:`~perqueue.OutboxError` if it cannot be read."""
-        with closing(_Looking(self._url, None, create=False)) as session:
+        with closing(_Glance(self._url, None, create=False)) as session:
             outbox_id, origin = session._row(_OUTBOX)  # noqa: SLF001 - of the same family
             rows = session._rows  # noqa: SLF001
             position = session.position()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from perqueue._outbox.postgres.connection import LONG_PATIENCE
 from perqueue._outbox.postgres.outbox import PostgresOutbox
 from perqueue._outbox.postgres.settling import REQUEUE
 
@@ -31,6 +32,8 @@ SELECT id FROM moved
 
 class PostgresOperator(PostgresOutbox):
     """An outbox in the hands of an operator: the command line opens it so."""
+
+    _patience = LONG_PATIENCE
 
     def requeue(self, activity_ids: Sequence[int] | None, activity_type_id: str | None = None) -> int:
         """Make rejected activities (None: all) pending again, with a corrected type if one is given."""

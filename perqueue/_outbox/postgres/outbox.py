@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, LiteralString
 from weakref import WeakSet
 
-from perqueue._outbox.postgres.counts import ALIVE, NOW_MS, age_ms, how_many
+from perqueue._outbox.postgres.counts import ALIVE, NOW_MS, ROOM, age_ms, as_counted
 from perqueue._outbox.postgres.joining import FOREVER, JoinedSession
 from perqueue._outbox.sweep import Sweep
 
@@ -26,6 +26,7 @@ _WAKE: LiteralString = (
     f", CASE WHEN EXISTS (SELECT FROM perqueue_drainer WHERE asleep AND {ALIVE}) THEN pg_notify(%s, '') END"
 )
 _ONCE: LiteralString = "SELECT perqueue_record_once(%s, %s, %s, %s, %s, %s)"
+_ROOM = ROOM.format(pending="perqueue_pending").replace("?", "%s")
 _STANDING = (
     "SELECT c.activity_id FROM perqueue_coalesced c"
     " WHERE (window_end, window_start, billing_id, user_id, activity_type_id) = (%s, %s, %s, %s, %s)"
@@ -85,7 +86,7 @@ class PostgresOutbox(JoinedSession):
 
     def _record(self, query: LiteralString, values: tuple[object, ...]) -> int:
         if self._must_count():
-            self._check_room(self._row(how_many(self._schema, self._max_pending)))
+            self._check_room(as_counted(self._row(_ROOM, ("perqueue_pending", self._max_pending))))
         now = time.monotonic()
         # A drain of this process hears of it without the database.
         if self._owner is None and now >= self._notified_at + _NOTIFY_INTERVAL:

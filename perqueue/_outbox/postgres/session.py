@@ -35,7 +35,7 @@ class Session:
     """An outbox in a database, which need not answer all the time."""
 
     _patience = PATIENCE
-    """Seconds for a statement."""
+    """Seconds that a statement may take. Who only looks, on somebody's command, can wait longer."""
 
     def __init__(self, url: DatabaseURL, origin: str | None, *, create: bool) -> None:
         self._url = url
@@ -75,23 +75,23 @@ class Session:
         prepare: bool = False,
         patience: float | None = None,
     ) -> list[Any]:
-        """Run one statement, committed at once, and return its rows; ``patience`` is in seconds."""
+        """Run one statement, committed at once, and return its rows."""
         # Written out for record(): each context manager would cost it a percent.
         try:
             own, connection = self._take()
             try:
-                connection.patience = patience or self._patience
-                rows = connection.run(query, values, prepare=prepare)
+                rows = connection.run(query, values, prepare=prepare, patience=patience or self._patience)
             finally:
-                connection.patience = self._patience
                 if not own:
                     self._shared.give_back(connection)
         except psycopg.Error as error:
             raise outbox_error(self._url, error) from None  # whose text may hold the password
         return rows
 
-    def _row(self, query: LiteralString, values: Params = ()) -> tuple[Any, ...]:
-        rows = self._rows(query, values)
+    def _row(
+        self, query: LiteralString, values: Params = (), *, patience: float | None = None
+    ) -> tuple[Any, ...]:
+        rows = self._rows(query, values, patience=patience)
         if not rows:
             message = f"outbox {self._url}: a row that must be there is missing; was a table emptied?"
             raise OutboxError(message)
@@ -107,6 +107,7 @@ class Session:
     @contextmanager
     def _lent(self) -> Iterator[Connection]:
         own, connection = self._take()
+        connection.patience = self._patience
         try:
             yield connection
         finally:
@@ -118,9 +119,12 @@ class Session:
         if self._closed:
             message = f"outbox {self._url} is closed"
             raise OutboxError(message)
-        if self._drain_thread == _thread_id() and self._pid == os.getpid():
+        if self._is_drain_thread():
             return True, self._drain_own()
         return False, self._shared.take()
+
+    def _is_drain_thread(self) -> bool:
+        return self._drain_thread == _thread_id() and self._pid == os.getpid()
 
     def _drain_own(self) -> Connection:
         """Return the drain's connection: no number of recorders can keep it waiting."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from perqueue._activity import State
+from perqueue._outbox.postgres.connection import LONG_PATIENCE
 from perqueue._outbox.postgres.session import Session
 from perqueue._outbox.trail import CLOCK_SLACK_MS, Traced, Try
 
@@ -47,7 +48,7 @@ _NEXT = f"SELECT min(id), max(id) FROM (SELECT id FROM {_ALL} WHERE id > %s ORDE
 class PostgresTrail(Session):
     """Reads an outbox in a database, a slice at a time: no read lasts long enough to hold up vacuum."""
 
-    _patience = 60.0
+    _patience = LONG_PATIENCE
 
     def __init__(self, url: DatabaseURL) -> None:
         super().__init__(url, None, create=False)
