@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from perqueue._activity import Activity
-from perqueue._outbox.postgres.leases import LeasedSession
+from perqueue._outbox.postgres.floor import FlooredSession
 from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ _NEXT_DUE = (
 )
 
 
-class ClaimedSession(LeasedSession):
+class ClaimedSession(FlooredSession):
     """An outbox in a database from which activities are claimed."""
 
     shared = True
@@ -57,11 +57,14 @@ class ClaimedSession(LeasedSession):
         """
         began = time.monotonic()
         sweeps = began >= self._sweep_at
-        claimed = self._claim(_CLAIM_FRESH, (0 if sweeps else after, limit))
-        if sweeps:
+        if not sweeps:
+            return self._claim(_CLAIM_FRESH, (max(after, self._pending_after), limit))
+        try:
+            self._find_floor(after)
+            return self._claim(_CLAIM_FRESH, (self._pending_after, limit))
+        finally:
             took = time.monotonic() - began
             self._sweep_at = began + max(_LEAST_SWEEP, _SWEEP_SHARE * took)
-        return claimed
 
     def claim_due(self, now: int, farthest: int, limit: int, outstanding: Collection[int]) -> list[Activity]:  # noqa: ARG002 - what is claimed is not claimed again
         """Return pending activities whose own wait is over by the database's clock, or cannot be right."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, LiteralString
 
 from perqueue._activity import Activity, State
 from perqueue._clock import SYSTEM_CLOCK
@@ -22,6 +22,12 @@ _HOLD = (
     "o.hold, o.hold_reason, o.hold_wait_ms, o.holds,"
     " (extract(epoch FROM o.hold_until - clock_timestamp()) * 1000)::bigint"
 )
+# The oldest that are pending. What is fresh lies behind much that was deleted, if there is any: see floor.py.
+_OLDEST: LiteralString = (
+    "((SELECT id, recorded_at FROM perqueue_pending WHERE id > (SELECT pending_after FROM perqueue_outbox){where}"
+    " ORDER BY id LIMIT {limit}) UNION ALL (SELECT id, recorded_at FROM perqueue_pending WHERE not_before"
+    " IS NOT NULL AND id <= (SELECT pending_after FROM perqueue_outbox){where} ORDER BY id LIMIT {limit}))"
+)
 # The statistics collector counts what was inserted less what was deleted; after a crash it begins anew.
 _ESTIMATE = (
     "greatest((SELECT n_live_tup FROM pg_stat_all_tables WHERE relid = 'perqueue_pending'::regclass),"
@@ -31,16 +37,20 @@ _POSITION = (
     "SELECT o.accepted + (SELECT coalesce(sum(accepted), 0) FROM perqueue_drainer)::bigint, o.rejected,"
     " o.discarded, o.damaged, o.rejections, o.refusal_streak, o.refusal_reason, o.probe_requests,"
     " (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM perqueue_pending_id_seq),"
-    f" (SELECT count(*) FROM (SELECT FROM perqueue_pending LIMIT {MOST_COUNTED + 1}) AS few), {_ESTIMATE},"
+    f" (SELECT count(*) FROM {_OLDEST.format(where='', limit=MOST_COUNTED + 1)} AS few), {_ESTIMATE},"
     f" (SELECT pid {_ALIVE} ORDER BY since LIMIT 1), p.id, p.recorded_at, {_HOLD}"
     " FROM perqueue_outbox o"
-    " LEFT JOIN (SELECT id, recorded_at FROM perqueue_pending ORDER BY id LIMIT 1) p ON true"
+    f" LEFT JOIN (SELECT * FROM {_OLDEST.format(where='', limit=1)} few ORDER BY id LIMIT 1) p ON true"
 )
 _NEWS = f"SELECT o.probe_requests, {_HOLD} FROM perqueue_outbox o"
 _SETTLED = (
     "SELECT id, state, transaction_id, reason, settled_at FROM perqueue_settled WHERE id = ANY(%s::bigint[])"
 )
-_COUNT = "SELECT count(*) FROM (SELECT FROM perqueue_pending WHERE id <= %s ORDER BY id LIMIT %s) AS few"
+_COUNT = (
+    "SELECT least(count(*), %(limit)s) FROM "
+    + _OLDEST.format(where=" AND id <= %(through)s", limit="%(limit)s")
+    + " AS few"
+)
 _LAST_REASON = "SELECT reason FROM perqueue_attempt WHERE activity_id = %s ORDER BY id DESC LIMIT 1"
 _REJECTED_SINCE = (
     "SELECT id, billing_id, user_id, activity_type_id, recorded_at, tries, reason FROM perqueue_settled"
@@ -101,7 +111,7 @@ class CountedSession(Session):
 
     def count_pending(self, through: int, limit: int) -> int:
         """Count the pending activities up to an ID, up to a limit."""
-        (count,) = self._row(_COUNT, (through, limit))
+        (count,) = self._row(_COUNT, {"through": through, "limit": limit})
         return int(count)
 
     def last_reason(self, activity_id: int) -> str | None:

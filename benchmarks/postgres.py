@@ -1,0 +1,193 @@
+"""What an outbox in PostgreSQL costs: recording, and delivering with one to eight drainers.
+
+Each case starts a server of its own (Debian: postgresql) in the temporary folder, with fsync on; it, the
+local Per and the drainers share the machine. What is delivered is looked at for some seconds, after the drainers
+have found their pace.
+"""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, closing, contextmanager
+from typing import TYPE_CHECKING
+
+import _postgres_server
+import _rounds
+import psycopg
+from _frame import HERE
+from _postgres_server import GROUP, KIND, Measured, cpu, options, server
+from drain import server as per
+from record_shared import in_threads
+
+from perqueue import PerQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from record_shared import Measure
+
+DRAINERS = (1, 2, 4, 8)
+BACKLOG = 150_000
+_WARM_UP, _SECONDS = 1.5, 5.0
+CALLS = 10_000
+_SEVERAL = 8
+INSERT = "bare INSERT, autocommit"
+_APPEND = (
+    "INSERT INTO perqueue_pending (billing_id, user_id, activity_type_id, recorded_at)"
+    " VALUES (%s, %s, %s, %s) RETURNING id"
+)
+
+
+# -- delivering
+
+
+def drained(drainers: int, latency: float, _: Path, part: float) -> _rounds.Metrics:
+    """Deliver a backlog with some drainers, each a process of its own."""
+    with server() as database, per("--latency", latency) as fake, ExitStack() as running:
+        assert fake.stdout is not None  # noqa: S101 - for the type checker
+        url = f"http://127.0.0.1:{fake.stdout.readline().strip()}"
+        database.fill(pending=int(BACKLOG * max(part, 0.1)))
+        command = [sys.executable, str(HERE / "postgres.py"), "--drainer", database.url, url]
+        processes = [
+            running.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE)) for _ in range(drainers)
+        ]
+        while not database.spent().settled:
+            time.sleep(0.02)
+        time.sleep(_WARM_UP * part)
+        metrics = _over(_SECONDS * max(part, 0.1), database, [process.pid for process in processes])
+        for process in processes:
+            process.kill()
+    return metrics
+
+
+def _over(seconds: float, database: Measured, drainers: list[int]) -> _rounds.Metrics:
+    used = -sum(map(cpu, drainers))
+    began, before = time.perf_counter(), database.spent()
+    time.sleep(seconds)
+    took, after = time.perf_counter() - began, database.spent()
+    used += sum(map(cpu, drainers))
+    number = after.settled - before.settled
+    if database.sql("SELECT count(*) FROM (SELECT FROM perqueue_pending LIMIT 1000) few") == [(0,)]:
+        message = f"the backlog was too small: {number} in {took:.1f} s"
+        raise RuntimeError(message)
+    return {
+        "delivered/s": number / took,
+        "database's CPU, ms/1,000": (after.cpu - before.cpu) / number * 1e6,
+        "drainers' CPU, ms/1,000": used / number * 1e6,
+        "claims and settles/100": (after.claims + after.settles - before.claims - before.settles)
+        / number
+        * 100,
+        "all statements/100": (after.statements - before.statements) / number * 100,
+    }
+
+
+def drain(database: str, base_url: str) -> None:
+    """Be one of the drainers, until standard input ends."""
+    with closing(PerQueue(database, base_url=base_url, **options())):
+        sys.stdin.read()
+
+
+# -- recording
+
+
+@contextmanager
+def bare(database: Measured) -> Iterator[Callable[[int], object]]:
+    """Insert by hand, each row committed at once, with a statement prepared once."""
+    with psycopg.connect(database.url, autocommit=True, prepare_threshold=0) as connection:
+        cursor = connection.cursor()
+        yield lambda number: cursor.execute(_APPEND, (GROUP, f"USER_{number}", KIND, number)).fetchone()
+
+
+@contextmanager
+def joined(database: Measured) -> Iterator[Callable[[int], object]]:
+    """Insert by hand, and never commit: what a commit adds is the difference."""
+    with psycopg.connect(database.url, prepare_threshold=0) as connection:
+        cursor = connection.cursor()
+        yield lambda number: cursor.execute(_APPEND, (GROUP, f"USER_{number}", KIND, number)).fetchone()
+
+
+@contextmanager
+def asking(database: Measured) -> Iterator[Callable[[int], object]]:
+    """Ask for nothing: a round trip."""
+    with psycopg.connect(database.url, autocommit=True, prepare_threshold=0) as connection:
+        cursor = connection.cursor()
+        yield lambda _: cursor.execute("SELECT 1").fetchone()
+
+
+@contextmanager
+def recording(database: Measured, *, setting: str = "") -> Iterator[Callable[[int], object]]:
+    """Record with perqueue, which only records."""
+    url = f"{database.url}?options=-c{setting}" if setting else database.url
+    with closing(PerQueue(url, drain=False, base_url="http://127.0.0.1:9", **options())) as queue:
+        yield lambda number: queue.record(GROUP, f"USER_{number}")
+
+
+@contextmanager
+def beside(database: Measured) -> Iterator[Callable[[int], object]]:
+    """Record with perqueue, which delivers meanwhile, in the same process."""
+    with per() as fake:
+        assert fake.stdout is not None  # noqa: S101 - for the type checker
+        url = f"http://127.0.0.1:{fake.stdout.readline().strip()}"
+        with closing(PerQueue(database.url, base_url=url, **options())) as queue:
+            yield lambda number: queue.record(GROUP, f"USER_{number}")
+
+
+def one(peer: Callable[..., object], _: Path, part: float) -> _rounds.Metrics:
+    """Call it from one thread."""
+    with server() as database, peer(database) as call:  # type: ignore[attr-defined]
+        began = time.perf_counter()
+        times = _rounds.timed(call, int(CALLS * part), seconds=4)
+        return {**_rounds.percentiles(times), "calls/s": len(times) / (time.perf_counter() - began)}
+
+
+def several(peer: Callable[..., object], number: int, _: Path, part: float) -> _rounds.Metrics:
+    """Call it from several threads: each its own peer's, or all that of one queue."""
+    with server() as database, ExitStack() as opened:
+        shared = peer is not bare
+        calls = [opened.enter_context(peer(database)) for _ in range(1 if shared else number)]  # type: ignore[arg-type]
+        waiting = list(calls)
+
+        def measure(call: Callable[[int], object]) -> list[int]:
+            mine = call if shared else waiting.pop()
+            return _rounds.timed(mine, int(CALLS * part), seconds=4)
+
+        chosen: Measure = measure
+        began = time.perf_counter()
+        times = in_threads(number, chosen, calls[0])
+        return {**_rounds.percentiles(times), "calls/s": len(times) / (time.perf_counter() - began)}
+
+
+def cases() -> Iterator[_rounds.Case]:
+    """Yield all lines of the tables."""
+    for latency in (0.0, 0.05):
+        for drainers in DRAINERS:
+            yield _rounds.Case(
+                group=f"delivering, {latency * 1000:.0f} ms",
+                name=f"{drainers} drainer{'s' * (drainers > 1)}",
+                unit="",
+                run=functools.partial(drained, drainers, latency),
+            )
+    group = "record()"
+    no_wait = "record(), synchronous_commit=off"
+    for name, run in (
+        (INSERT, functools.partial(one, bare)),
+        ("SELECT 1: the round trip", functools.partial(one, asking)),
+        ("bare INSERT, not committed", functools.partial(one, joined)),
+        ("perqueue record()", functools.partial(one, recording)),
+        (f"perqueue {no_wait}", functools.partial(one, functools.partial(recording, setting="synchronous_commit%3Doff"))),
+        ("perqueue record(), beside its own drain", functools.partial(one, beside)),
+        (f"{INSERT}, {_SEVERAL} threads, a connection each", functools.partial(several, bare, _SEVERAL)),
+        (f"perqueue record(), {_SEVERAL} threads", functools.partial(several, recording, _SEVERAL)),
+    ):
+        yield _rounds.Case(group=group, name=name, base=name == INSERT, run=run)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--drainer"]:
+        drain(*sys.argv[2:4])
+    else:
+        _rounds.main("postgres", "postgres.py", "What an outbox in PostgreSQL costs.", cases())
