@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the benchmark's own, its data on the disk of the temporary folder, and what it spends."""
+"""A PostgreSQL server of the benchmark's own, its data in the temporary folder, and what it spends."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _SETTINGS = (
 )
 _BACKLOG = (
     "INSERT INTO perqueue_pending (billing_id, user_id, activity_type_id, recorded_at)"
-    f" SELECT '{GROUP}', 'USER_' || i, '{KIND}', extract(epoch FROM now()) * 1000 FROM generate_series(1, %s) i"
+    " SELECT %s, 'USER_' || i, %s, extract(epoch FROM now()) * 1000 FROM generate_series(1, %s) i"
 )
 _HISTORY = (
     "INSERT INTO perqueue_settled SELECT nextval('perqueue_pending_id_seq'),"
-    f" '{GROUP}', 'USER_' || i, '{KIND}', now, 1, now, 20, 1, '35434hjgghf46h34jh', NULL, NULL"
+    " %s, 'USER_' || i, %s, now, 1, now, 20, 1, '35434hjgghf46h34jh', NULL, NULL"
     " FROM generate_series(1, %s) i, (SELECT (extract(epoch FROM now()) * 1000)::bigint AS now) n"
 )
 _STATEMENTS = (
@@ -75,8 +75,8 @@ class Measured(Server):
     def fill(self, *, pending: int = 0, settled: int = 0) -> None:
         """Make it as if so many had been recorded, or delivered, the latter first."""
         with psycopg.connect(self.url, autocommit=True) as connection:
-            connection.execute(_HISTORY, (settled,))
-            connection.execute(_BACKLOG, (pending,))
+            connection.execute(_HISTORY, (GROUP, KIND, settled))
+            connection.execute(_BACKLOG, (GROUP, KIND, pending))
             connection.execute("VACUUM ANALYZE perqueue_settled, perqueue_pending")
             connection.execute("CHECKPOINT")
 

@@ -1,8 +1,8 @@
 """What an outbox in PostgreSQL costs: recording, and delivering with one to eight drainers.
 
 Each case starts a server of its own (Debian: postgresql) in the temporary folder, with fsync on; it, the
-local Per and the drainers share the machine. What is delivered is looked at for some seconds, after the drainers
-have found their pace.
+local Per and the drainers share the machine. What is delivered is looked at for some seconds, after the
+drainers have found their pace.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import time
 from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING
 
-import _postgres_server
 import _rounds
 import psycopg
 from _frame import HERE
@@ -26,9 +25,11 @@ from perqueue import PerQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from record_shared import Measure
+    Call = Callable[[int], object]
+    Peer = Callable[[Measured], AbstractContextManager[Call]]
 
 DRAINERS = (1, 2, 4, 8)
 BACKLOG = 150_000
@@ -95,7 +96,7 @@ def drain(database: str, base_url: str) -> None:
 
 
 @contextmanager
-def bare(database: Measured) -> Iterator[Callable[[int], object]]:
+def bare(database: Measured) -> Iterator[Call]:
     """Insert by hand, each row committed at once, with a statement prepared once."""
     with psycopg.connect(database.url, autocommit=True, prepare_threshold=0) as connection:
         cursor = connection.cursor()
@@ -103,7 +104,7 @@ def bare(database: Measured) -> Iterator[Callable[[int], object]]:
 
 
 @contextmanager
-def joined(database: Measured) -> Iterator[Callable[[int], object]]:
+def joined(database: Measured) -> Iterator[Call]:
     """Insert by hand, and never commit: what a commit adds is the difference."""
     with psycopg.connect(database.url, prepare_threshold=0) as connection:
         cursor = connection.cursor()
@@ -111,7 +112,7 @@ def joined(database: Measured) -> Iterator[Callable[[int], object]]:
 
 
 @contextmanager
-def asking(database: Measured) -> Iterator[Callable[[int], object]]:
+def asking(database: Measured) -> Iterator[Call]:
     """Ask for nothing: a round trip."""
     with psycopg.connect(database.url, autocommit=True, prepare_threshold=0) as connection:
         cursor = connection.cursor()
@@ -119,7 +120,7 @@ def asking(database: Measured) -> Iterator[Callable[[int], object]]:
 
 
 @contextmanager
-def recording(database: Measured, *, setting: str = "") -> Iterator[Callable[[int], object]]:
+def recording(database: Measured, *, setting: str = "") -> Iterator[Call]:
     """Record with perqueue, which only records."""
     url = f"{database.url}?options=-c{setting}" if setting else database.url
     with closing(PerQueue(url, drain=False, base_url="http://127.0.0.1:9", **options())) as queue:
@@ -127,7 +128,7 @@ def recording(database: Measured, *, setting: str = "") -> Iterator[Callable[[in
 
 
 @contextmanager
-def beside(database: Measured) -> Iterator[Callable[[int], object]]:
+def beside(database: Measured) -> Iterator[Call]:
     """Record with perqueue, which delivers meanwhile, in the same process."""
     with per() as fake:
         assert fake.stdout is not None  # noqa: S101 - for the type checker
@@ -136,28 +137,24 @@ def beside(database: Measured) -> Iterator[Callable[[int], object]]:
             yield lambda number: queue.record(GROUP, f"USER_{number}")
 
 
-def one(peer: Callable[..., object], _: Path, part: float) -> _rounds.Metrics:
+def one(peer: Peer, _: Path, part: float) -> _rounds.Metrics:
     """Call it from one thread."""
-    with server() as database, peer(database) as call:  # type: ignore[attr-defined]
+    with server() as database, peer(database) as call:
         began = time.perf_counter()
         times = _rounds.timed(call, int(CALLS * part), seconds=4)
         return {**_rounds.percentiles(times), "calls/s": len(times) / (time.perf_counter() - began)}
 
 
-def several(peer: Callable[..., object], number: int, _: Path, part: float) -> _rounds.Metrics:
-    """Call it from several threads: each its own peer's, or all that of one queue."""
+def several(peer: Peer, number: int, _: Path, part: float) -> _rounds.Metrics:
+    """Call it from several threads: each its own connection, or all of them one queue."""
     with server() as database, ExitStack() as opened:
-        shared = peer is not bare
-        calls = [opened.enter_context(peer(database)) for _ in range(1 if shared else number)]  # type: ignore[arg-type]
-        waiting = list(calls)
-
-        def measure(call: Callable[[int], object]) -> list[int]:
-            mine = call if shared else waiting.pop()
-            return _rounds.timed(mine, int(CALLS * part), seconds=4)
-
-        chosen: Measure = measure
+        each = number if peer is bare else 1
+        calls = [opened.enter_context(peer(database)) for _ in range(each)]
+        waiting = calls * (number // each)
         began = time.perf_counter()
-        times = in_threads(number, chosen, calls[0])
+        times = in_threads(
+            number, lambda _: _rounds.timed(waiting.pop(), int(CALLS * part), seconds=4), calls[0]
+        )
         return {**_rounds.percentiles(times), "calls/s": len(times) / (time.perf_counter() - began)}
 
 
@@ -178,7 +175,10 @@ def cases() -> Iterator[_rounds.Case]:
         ("SELECT 1: the round trip", functools.partial(one, asking)),
         ("bare INSERT, not committed", functools.partial(one, joined)),
         ("perqueue record()", functools.partial(one, recording)),
-        (f"perqueue {no_wait}", functools.partial(one, functools.partial(recording, setting="synchronous_commit%3Doff"))),
+        (
+            f"perqueue {no_wait}",
+            functools.partial(one, functools.partial(recording, setting="synchronous_commit%3Doff")),
+        ),
         ("perqueue record(), beside its own drain", functools.partial(one, beside)),
         (f"{INSERT}, {_SEVERAL} threads, a connection each", functools.partial(several, bare, _SEVERAL)),
         (f"perqueue record(), {_SEVERAL} threads", functools.partial(several, recording, _SEVERAL)),

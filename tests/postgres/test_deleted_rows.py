@@ -1,4 +1,4 @@
-"""A transaction that stays open for long: what was delivered cannot be cleaned up, and must not be gone over."""
+"""A transaction that stays open: what was delivered cannot be cleaned up, and must not be gone over."""
 
 from contextlib import closing
 
@@ -79,9 +79,9 @@ def raised(drainer, sql, seen):
     return floor(sql)
 
 
-def test_what_was_delivered_is_not_gone_over_again(open_outbox, idle, sql):
-    """Beside a transaction that stays open, a new drainer looks for what is pending behind all that has left."""
-    del idle
+@pytest.mark.usefixtures("idle")
+def test_what_was_delivered_is_not_gone_over_again(open_outbox, sql):
+    """Beside a transaction that stays open, a new drainer looks only behind what has left."""
     drainer = open_outbox()
     seen = deliver(drainer, sql, 300)
     assert raised(drainer, sql, seen) == seen
@@ -94,12 +94,9 @@ def test_what_was_delivered_is_not_gone_over_again(open_outbox, idle, sql):
 
 
 @pytest.mark.parametrize("knows", [True, False])
-def test_a_number_that_may_still_be_committed_is_waited_for(
-    open_outbox, idle, sql, outbox, monkeypatch, knows
-):
-    """An activity that is recorded in a transaction which commits last is found; without the look at who
-    records, it is not."""
-    del idle
+@pytest.mark.usefixtures("idle")
+def test_what_is_committed_last_is_found(open_outbox, sql, outbox, monkeypatch, knows):
+    """An activity of a transaction that commits late is found; without the look at who records, it is not."""
     from perqueue._outbox.postgres import floor as module
 
     if not knows:
@@ -116,9 +113,9 @@ def test_a_number_that_may_still_be_committed_is_waited_for(
     assert [each.id for each in sweep(drainer, seen)] == ([number] if knows else [])
 
 
-def test_what_waits_or_is_claimed_is_counted_and_found(open_outbox, idle, sql):
+@pytest.mark.usefixtures("idle")
+def test_what_waits_or_is_claimed_is_counted_and_found(open_outbox, sql):
     """What another drainer has claimed holds the number down; what waits on its own account is still seen."""
-    del idle
     drainer, other = open_outbox(), open_outbox()
     first, second = append(drainer, 2)
     claimed = other.claim(0, 2)
@@ -132,9 +129,9 @@ def test_what_waits_or_is_claimed_is_counted_and_found(open_outbox, idle, sql):
     assert [each.id for each in drainer.claim_waiting(0, 10)] == [first, second]
 
 
-def test_a_prepared_transaction_counts_as_one_that_may_still_commit(open_outbox, idle, sql, monkeypatch):
+@pytest.mark.usefixtures("idle")
+def test_a_prepared_transaction_counts_as_one_that_may_still_commit(open_outbox, sql, monkeypatch):
     """Whoever is prepared to commit in two steps has another name than before, and is waited for."""
-    del idle
     from perqueue._outbox.postgres import floor as module
 
     drainer = open_outbox()

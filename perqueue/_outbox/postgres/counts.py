@@ -24,9 +24,10 @@ _HOLD = (
 )
 # The oldest that are pending. What is fresh lies behind much that was deleted, if there is any: see floor.py.
 _OLDEST: LiteralString = (
-    "((SELECT id, recorded_at FROM perqueue_pending WHERE id > (SELECT pending_after FROM perqueue_outbox){where}"
-    " ORDER BY id LIMIT {limit}) UNION ALL (SELECT id, recorded_at FROM perqueue_pending WHERE not_before"
-    " IS NOT NULL AND id <= (SELECT pending_after FROM perqueue_outbox){where} ORDER BY id LIMIT {limit}))"
+    "((SELECT id, recorded_at FROM perqueue_pending"
+    " WHERE id > (SELECT pending_after FROM perqueue_outbox){where} ORDER BY id LIMIT {limit})"
+    " UNION ALL (SELECT id, recorded_at FROM perqueue_pending WHERE not_before IS NOT NULL"
+    " AND id <= (SELECT pending_after FROM perqueue_outbox){where} ORDER BY id LIMIT {limit}))"
 )
 # The statistics collector counts what was inserted less what was deleted; after a crash it begins anew.
 _ESTIMATE = (

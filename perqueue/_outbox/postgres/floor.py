@@ -14,9 +14,7 @@ _MANY = 200_000
 _STEP = 1000
 """The number is written only when it has grown by so much: its old versions stay, too."""
 
-_DELETED = (
-    "SELECT pg_stat_get_dead_tuples('perqueue_pending'::regclass), pending_after FROM perqueue_outbox"
-)
+_DELETED = "SELECT pg_stat_get_dead_tuples('perqueue_pending'::regclass), pending_after FROM perqueue_outbox"
 # Whoever inserts holds this lock before its row has a number, and until it is committed or not.
 _WRITERS = (
     "SELECT virtualtransaction FROM pg_locks"
