@@ -9,7 +9,7 @@ from perqueue._activity import Activity
 from perqueue._clock import SYSTEM_CLOCK
 from perqueue._outbox.postgres.connection import SCAN_PATIENCE
 from perqueue._outbox.postgres.counts import ALIVE
-from perqueue._outbox.postgres.leases import LeasedSession
+from perqueue._outbox.postgres.floor import FlooredSession
 from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ _NEXT_DUE = (
 )
 
 
-class ClaimedSession(LeasedSession):
+class ClaimedSession(FlooredSession):
     """An outbox in a database from which activities are claimed."""
 
     shared = True
@@ -65,11 +65,14 @@ class ClaimedSession(LeasedSession):
         """
         began = time.monotonic()
         sweeps = began >= self._sweep_at
-        claimed = self._claim(_CLAIM_FRESH, (0 if sweeps else after,), limit)
-        if sweeps:
+        if not sweeps:
+            return self._claim(_CLAIM_FRESH, (max(after, self._pending_after),), limit)
+        try:
+            self._find_floor(after)
+            return self._claim(_CLAIM_FRESH, (self._pending_after,), limit)
+        finally:
             took = time.monotonic() - began
             self._sweep_at = began + max(_LEAST_SWEEP, _SWEEP_SHARE * took)
-        return claimed
 
     def claim_due(self, now: int, farthest: int, limit: int, outstanding: Collection[int]) -> list[Activity]:  # noqa: ARG002 - what is claimed is not claimed again
         """Return pending activities whose own wait is over by the database's clock, or cannot be right."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple, NoReturn, TypeAlias
 
 from perqueue import _threads
 from perqueue.exceptions import ConfigurationError, OutboxError
@@ -155,6 +156,10 @@ class _Failure(NamedTuple):
     at: float
 
 
+_Place: TypeAlias = "_threads.SimpleQueue[Connection | _Failure]"
+"""Where one that waits is given what it waits for."""
+
+
 class Connections:
     """A few connections that threads share, opened when they are needed."""
 
@@ -167,7 +172,8 @@ class Connections:
         """Be as new, in a forked child: the parent's connections are not touched, nor closed."""
         _abandoned.append(getattr(self, "_ready", None))
         self._pid = os.getpid()
-        self._ready: _threads.SimpleQueue[Connection | _Failure] = _threads.SimpleQueue()
+        self._ready = deque[Connection]()
+        self._line = deque[_Place]()  # else whoever gives one back would have it again before those who wait
         self._lock = _threads.RLock()
         self._open = 0
         self._closed = False
@@ -178,12 +184,7 @@ class Connections:
             self._foreign()
         deadline = time.monotonic() + patience
         while True:
-            found: Connection | _Failure | None
-            try:
-                found = self._ready.get_nowait()
-            except _threads.Empty:
-                self._open_another()
-                found = self._wait(deadline)
+            found = self._next(deadline)
             if found is None:
                 message = f"no connection within {patience:g} s"
                 if self._open >= self._most:
@@ -197,14 +198,41 @@ class Connections:
             else:
                 self.give_up(found)
 
-    def _wait(self, deadline: float) -> Connection | _Failure | None:
+    def _next(self, deadline: float) -> Connection | _Failure | None:
+        place: _Place = _threads.SimpleQueue()
+        with self._lock:
+            if self._ready:
+                return self._ready.popleft()
+            self._line.append(place)
+        found = None
+        try:
+            self._open_another()
+            found = self._wait(place, deadline)
+        finally:
+            with self._lock:
+                if place in self._line:
+                    self._line.remove(place)
+                elif found is None:  # it came at the last moment
+                    with suppress(_threads.Empty):
+                        self._hand_on(place.get_nowait())
+        return found
+
+    def _wait(self, place: _Place, deadline: float) -> Connection | _Failure | None:
         while (left := deadline - time.monotonic()) > 0:
             with suppress(_threads.Empty):
                 if not _threads.is_patched():
-                    return self._ready.get(timeout=left)
-                return self._ready.get_nowait()
+                    return place.get(timeout=left)
+                return place.get_nowait()
             _threads.pause(_POLL)  # lets the greenlet go on that has the connection
         return None
+
+    def _hand_on(self, found: Connection | _Failure) -> None:
+        """Give it to whoever has waited longest; keep a connection for which nobody waits."""
+        with self._lock:
+            if self._line:
+                self._line.popleft().put(found)
+            elif not isinstance(found, _Failure):
+                self._ready.append(found)
 
     def _open_another(self) -> None:
         with self._lock:
@@ -213,11 +241,11 @@ class Connections:
             self._open += 1
         # On a thread of its own: neither a look-up nor a host that does not answer keeps to any deadline.
         try:
-            _threads.new_thread(self._connect, (self._ready,), name="perqueue-connect").start()
+            _threads.new_thread(self._connect, (), name="perqueue-connect").start()
         except RuntimeError:  # the interpreter is shutting down
-            self._connect(self._ready)
+            self._connect()
 
-    def _connect(self, ready: _threads.SimpleQueue[Connection | _Failure]) -> None:
+    def _connect(self) -> None:
         try:
             self.give_back(connect(self._url))
         except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
@@ -225,14 +253,14 @@ class Connections:
                 error = psycopg.OperationalError(f"{type(error).__name__}: {error}")
             with self._lock:
                 self._open -= 1
-            ready.put(_Failure(error, time.monotonic()))
+            self._hand_on(_Failure(error, time.monotonic()))
 
     def give_back(self, connection: Connection) -> None:
         """Let others use a connection again, if it can be used."""
         if connection.closed or self._closed:
             self.give_up(connection)
         else:
-            self._ready.put(connection)
+            self._hand_on(connection)
 
     def give_up(self, connection: Connection) -> None:
         """Close a connection that is of no more use."""
@@ -253,11 +281,9 @@ class Connections:
         self._closed = True
         if self._pid != os.getpid():
             return
-        with suppress(_threads.Empty):
-            while True:
-                found = self._ready.get_nowait()
-                if isinstance(found, Connection):
-                    self.give_up(found)
+        with self._lock:
+            while self._ready:
+                self.give_up(self._ready.popleft())
 
 
 def connect(url: DatabaseURL) -> Connection:

@@ -29,6 +29,13 @@ _HOLD = (
     " (extract(epoch FROM o.hold_until - clock_timestamp()) * 1000)::bigint"
 )
 _COUNT_FEW = f"(SELECT count(*) FROM (SELECT FROM {{pending}} LIMIT {MOST_COUNTED + 1}) AS few)"
+# The oldest that are pending. What is fresh lies behind much that was deleted, if there is any: see floor.py.
+_OLDEST: LiteralString = (
+    "((SELECT id, recorded_at FROM perqueue_pending"
+    " WHERE id > (SELECT pending_after FROM perqueue_outbox){where} ORDER BY id LIMIT {limit})"
+    " UNION ALL (SELECT id, recorded_at FROM perqueue_pending WHERE not_before IS NOT NULL"
+    " AND id <= (SELECT pending_after FROM perqueue_outbox){where} ORDER BY id LIMIT {limit}))"
+)
 # The statistics collector counts what was inserted less what was deleted; after a crash it begins anew.
 _ESTIMATE = (
     "(SELECT greatest(s.n_live_tup, c.reltuples, 0)::bigint FROM pg_class c"
@@ -48,11 +55,11 @@ _POSITION = (
     "SELECT o.accepted + (SELECT coalesce(sum(accepted), 0) FROM perqueue_drainer)::bigint, o.rejected,"
     " o.discarded, o.damaged, o.rejections, o.refusal_streak, o.refusal_reason, o.probe_requests,"
     " (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM perqueue_pending_id_seq),"
-    f" {_COUNT_FEW.format(pending='perqueue_pending')},"
+    f" (SELECT count(*) FROM {_OLDEST.format(where='', limit=MOST_COUNTED + 1)} AS few),"
     f" {_ESTIMATE.format(name=_PENDING)},"
     f" (SELECT pid {_ALIVE} ORDER BY since LIMIT 1), p.id, p.recorded_at, l.*, {_HOLD}"
     " FROM perqueue_outbox o"
-    " LEFT JOIN (SELECT id, recorded_at FROM perqueue_pending ORDER BY id LIMIT 1) p ON true,"
+    f" LEFT JOIN (SELECT * FROM {_OLDEST.format(where='', limit=1)} few ORDER BY id LIMIT 1) p ON true,"
     " (SELECT coalesce(sum(in_flight), 0)::int, coalesce(sum(in_flight_limit), 0)::int, sum(rate_limit)"
     f" {_ALIVE}) l"
 )
@@ -60,7 +67,11 @@ _NEWS = f"SELECT o.probe_requests, {_HOLD} FROM perqueue_outbox o"
 _SETTLED = (
     "SELECT id, state, transaction_id, reason, settled_at FROM perqueue_settled WHERE id = ANY(%s::bigint[])"
 )
-_COUNT = "SELECT count(*) FROM (SELECT FROM perqueue_pending WHERE id <= %s ORDER BY id LIMIT %s) AS few"
+_COUNT = (
+    "SELECT least(count(*), %(limit)s) FROM "
+    + _OLDEST.format(where=" AND id <= %(through)s", limit="%(limit)s")
+    + " AS few"
+)
 _LAST_REASON = "SELECT reason FROM perqueue_attempt WHERE activity_id = %s ORDER BY id DESC LIMIT 1"
 _REJECTED_SINCE = (
     "SELECT id, billing_id, user_id, activity_type_id, recorded_at, tries, reason FROM perqueue_settled"
@@ -135,7 +146,7 @@ class CountedSession(Session):
 
     def count_pending(self, through: int, limit: int) -> int:
         """Count the pending activities up to an ID, up to a limit."""
-        (count,) = self._row(_COUNT, (through, limit))
+        (count,) = self._row(_COUNT, {"through": through, "limit": limit})
         return int(count)
 
     def last_reason(self, activity_id: int) -> str | None:

@@ -110,6 +110,7 @@ CREATE TABLE perqueue_outbox (
     hold_wait_ms bigint,
     holds bigint NOT NULL DEFAULT 0,
     probe_requests bigint NOT NULL DEFAULT 0,
+    pending_after bigint NOT NULL DEFAULT 0,
     probe_owner bigint,
     probe_until timestamptz,
     pruned_at timestamptz

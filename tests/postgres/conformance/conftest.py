@@ -9,6 +9,7 @@ _OF_A_FILE = {
     "test_a_drain_that_cannot_be_elected_says_why": "there is no election",
     "test_a_flush_never_takes_a_damaged_row_for_delivered": "a server has checksums of its own",
     "test_a_queue_that_was_never_used_does_nothing": "it registers as a drainer",
+    "test_a_finalizer_within_a_transaction_is_told": "there is no connection that it could interrupt",
     "test_ten_threads_record_while_another_closes": "looks into the file",
 }
 """Tests of the file, and why no database has to pass them."""
