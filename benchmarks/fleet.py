@@ -39,7 +39,8 @@ _BEFORE = 5.0
 
 def metrics(case: Case, course: Course) -> dict[str, list[float]]:
     """Return what is shown of a case."""
-    last = course.caught_up[-1] if not course.unfinished else float("inf")
+    caught_up = [*course.caught_up, *[float("inf")] * course.unfinished]
+    last = caught_up[-1]
     came, taken = sum(course.came), sum(course.taken)
     return {
         "probes/s while down": [sum(course.before[-60:]) / len(course.before[-60:])],
@@ -47,7 +48,7 @@ def metrics(case: Case, course: Course) -> dict[str, list[float]]:
         "refused, %": [100 * (1 - taken / came)],
         "sent twice, %": [100 * course.sent_twice / taken],
         "most in flight": [float(course.most_in_flight)],
-        "half caught up, s": [course.caught_up[len(course.caught_up) // 2]],
+        "half caught up, s": [caught_up[len(caught_up) // 2]],
         "all, s": [last],
         "all, times the least possible": [last / case.at_best],
     }
