@@ -96,6 +96,25 @@ def test_doctor_says_what_is_wrong(per, make_queue, perqueue, sql):
     assert findings(perqueue("doctor", "--offline", "--json"))["dates"] == "problem"
 
 
+def test_doctor_notices_a_right_that_is_missing(make_queue, perqueue, outbox, sql):
+    """A role that may not do all that a drainer does, in each of the tables, is told; one that may is not."""
+    make_queue(drain=False)
+    schema = outbox.rpartition("%3D")[2]
+    sql(f"CREATE ROLE {schema} LOGIN PASSWORD 's3cret'", f"GRANT USAGE ON SCHEMA {schema} TO {schema}")
+    tables = f"ALL TABLES IN SCHEMA {schema}"
+    sql(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO {schema}")
+    theirs = outbox.replace("//perqueue:", f"//{schema}:")
+
+    def told():
+        return findings(perqueue("doctor", "--offline", "--json", "--outbox", theirs))["tables"]
+
+    assert told() == "ok"
+    sql(f"REVOKE DELETE ON perqueue_pending FROM {schema}")
+    assert told() == "problem"
+    sql(f"GRANT DELETE ON perqueue_pending TO {schema}", f"REVOKE INSERT ON perqueue_settled FROM {schema}")
+    assert told() == "problem"
+
+
 def test_doctor_without_a_database_goes_on_with_the_rest(perqueue, outbox, database):
     """No server, no outbox: one problem that says why, and machine and tokens are looked at all the same."""
     found = findings(perqueue("doctor", "--offline", "--json"))

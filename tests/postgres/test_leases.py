@@ -6,7 +6,8 @@ import pytest
 
 from perqueue._activity import Event, Settlement, State
 from perqueue._address import DatabaseURL
-from perqueue._outbox import Load
+from perqueue._answers import may_have_counted
+from perqueue._outbox import Load, open_trail
 
 ORIGIN = "https://per.example"
 
@@ -30,7 +31,9 @@ def append(outbox, count):
 
 def settle(outbox, activities, event=Event.ACCEPT, **more):
     settlements = [
-        Settlement(activity=each, event=event, answered_at=2_000, transaction_id="T", reason="R", **more)
+        Settlement(
+            activity=each, event=event, answered_at=2_000, **{"transaction_id": "T", "reason": "R"} | more
+        )
         for each in activities
     ]
     outbox.settle(settlements, drained_through=0, refusals=(0, None))
@@ -110,6 +113,24 @@ def test_a_late_drainer_defers_nothing(drainers, sql, monkeypatch, fenced):
         settle(heir, taken)
         assert heir.lost == []
         assert heir.position().accepted == 1
+
+
+def test_an_acceptance_that_comes_late_is_in_the_trail(drainers, sql, outbox):
+    """Per has counted it: the request is shown, once, and who reconciles knows that it may have counted."""
+    late, heir, _ = drainers
+    (number,) = append(late, 1)
+    claimed = late.claim(0, 1)
+    kill(sql, late)
+    heir._sweep_at = float("-inf")
+    settle(heir, heir.claim(0, 1))
+    settle(late, [claimed[0]], transaction_id="LATE")
+    settle(heir, claimed)  # whose first try was answered, and nobody heard the answer
+    with open_trail(DatabaseURL(outbox)) as trail:
+        one, tries = trail.trace_one(number)
+    assert one.transaction_id == "T"
+    assert [each.reason is None for each in tries] == [False, True]
+    assert tries[0].reason.endswith(" LATE")
+    assert may_have_counted(tries[0].reason)
 
 
 def test_a_drainer_knows_that_its_lease_is_over(drainers, monkeypatch):

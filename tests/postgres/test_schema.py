@@ -67,6 +67,16 @@ def test_a_database_of_another_encoding_is_refused(database, options):
         ("postgresql://perqueue:wrong@127.0.0.1:{port}/postgres", "password"),
         ("postgresql://perqueue:s3cret@127.0.0.1:{port}/missing", "createdb"),
         ("postgresql://perqueue:s3cret@127.0.0.1:1/postgres", "refused"),
+        ("postgresql://perqueue:s3cret@127.0.0.1:99999/postgres", "(look at the outbox's URL"),
+        (
+            "postgresql://perqueue:s3cret@127.0.0.1:{port}/postgres?sslmode=require",
+            "(look at the outbox's URL",
+        ),
+        ("postgresql://perqueue:s3cret@127.0.0.1:{port}/postgres?service=none", "(look at the outbox's URL"),
+        (
+            "postgresql://perqueue:s3cret@127.0.0.1:{port}/postgres?options=-csearch_path%3Dno",
+            "create the schema",
+        ),
         ("postgresql://perqueue:s3cret@no-such-host.invalid/postgres", "no-such-host"),
     ],
 )

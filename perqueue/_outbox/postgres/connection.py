@@ -7,6 +7,7 @@ refuses connections, and after an outage it tries again only when its own backof
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections import deque
 from contextlib import contextmanager, suppress
@@ -51,10 +52,13 @@ _ON_REQUEST = 2**31
 _RETRYING = "everything is kept, and it goes on by itself once the database answers"
 _REMEDIES: dict[str, str] = {
     "08P01": "a pooler takes no ?options=: ALTER ROLE … SET search_path = … does the same for a user",
+    "08001": "look at the outbox's URL, and at what it names",
+    "08T": f"the server is slow, or cut off: {_RETRYING}; `perqueue doctor` says more",
     "08": f"the connection is lost: {_RETRYING}",
     "25006": "that server is a standby: name the primary, or several hosts",
     "28": "look at the user name, the password, and the server's pg_hba.conf",
     "3D": "create the database first: createdb",
+    "3F": "create the schema first, or correct the search path",
     "42501": "grant this user the perqueue_ tables, and for the first start CREATE on the schema",
     "42P01": "a table is missing: was it dropped? Restart the program to create what is not there",
     "53100": "the server's disk is full: free space there, all goes on by itself",
@@ -68,8 +72,11 @@ _REFUSALS = {
     "connection slots": "53300",
     "no more connections": "53300",
     "authentication failed": "28",
-    "pg_hba.conf": "28",
-    "does not exist": "3D",
+    r"pg_hba\.conf": "28",
+    'database ".*" does not exist': "3D",
+    'role ".*" does not exist': "28",
+    "no answer within": "08T",
+    "is bad: (invalid|definition of service)|root certificate|not support SSL|unrecognized": "08001",
     "starting up": "57P",
     "shutting down": "57P",
     "startup parameter": "08P01",
@@ -134,7 +141,7 @@ def outbox_error(url: DatabaseURL, error: psycopg.Error) -> OutboxError:
     """Turn an error of the database into ours, with the remedy in its text, and without the password."""
     code = error.sqlstate or ""
     if not code and isinstance(error, psycopg.OperationalError):
-        code = next((code for words, code in _REFUSALS.items() if words in str(error)), "08")
+        code = next((code for words, code in _REFUSALS.items() if re.search(words, str(error))), "08")
     remedy = next((text for start, text in _REMEDIES.items() if code.startswith(start)), "")
     said = " ".join(url.redact(str(error)).split())
     return OutboxError(f"outbox {url}: {said}" + (f" ({remedy})" if remedy else ""))

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 # By how much a host's clock is wrong. A statement may take a second to arrive: less than two is nothing.
 _SHIFT_MS = f"CASE WHEN abs({NOW_MS} - %(now)s) < 2000 THEN 0 ELSE {NOW_MS} - %(now)s END"
 
+LATE = "no answer written down before the lease was over, but Per accepted it as"
+"""Why an acceptance is none: the activity is another drainer's by now, and sent again. Per may count both."""
+
 # One statement, so one round trip and one transaction. The row of perqueue_outbox is written only when
 # something was refused: its lock gives refusals numbers in the order in which they are committed.
 _SETTLE = f"""
@@ -53,6 +56,10 @@ WITH answer AS (
 ), logged AS (
     INSERT INTO perqueue_attempt (activity_id, attempted_at, duration_ms, reason)
     SELECT id, settled_at - duration_ms, duration_ms, reason FROM answer WHERE state = 0
+    UNION ALL
+    SELECT id, settled_at - duration_ms, duration_ms, '{LATE} ' || transaction_id FROM answer a
+    WHERE state = 1 AND id NOT IN (SELECT id FROM moved) AND transaction_id IS DISTINCT FROM
+        (SELECT s.transaction_id FROM perqueue_settled s WHERE s.id = a.id)
 ), counted AS (
     INSERT INTO perqueue_drainer (owner, host, pid, alive_until, answered_at, accepted)
     SELECT %(owner)s, %(host)s, %(pid)s, clock_timestamp() + %(lease)s * interval '1 second',
