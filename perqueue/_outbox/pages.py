@@ -26,6 +26,9 @@ _INDEX = (0x02, 0x0A)
 _WAL_HEADER = 32
 _FRAME_HEADER = 24
 _INTEGERS = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
+_UTF_8 = ("utf-8", "surrogateescape")
+_ENCODINGS = {2: ("utf-16-le", "replace"), 3: ("utf-16-be", "replace")}
+"""What an application may have chosen for its file; an outbox's own is in UTF-8."""
 
 
 class Row(NamedTuple):
@@ -59,6 +62,7 @@ class Pages:
         length = -(-self._file.seek(0, 2) // self._size)
         self.count = max([length, *self._frames])
         """How many pages there are."""
+        self._encoding = _ENCODINGS.get(int.from_bytes(self._page(1)[56:60]), _UTF_8)
 
     def __enter__(self) -> Self:
         return self
@@ -79,7 +83,8 @@ class Pages:
             self._wal.seek(8)
             candidates.append(self._wal.read(4))
         sizes = [int.from_bytes(candidate) for candidate in candidates]
-        possible = {size for size in sizes if 512 <= size <= 32768 and size & (size - 1) == 0}
+        sizes[0] = 65536 if sizes[0] == 1 else sizes[0]  # it has but two bytes
+        possible = {size for size in sizes if 512 <= size <= 65536 and size & (size - 1) == 0}
         return possible.pop() if len(possible) == 1 else PAGE_SIZE
 
     # -- the write-ahead log
@@ -206,7 +211,7 @@ class Pages:
             key, place = _varint(page, place)
             if not 4 <= length <= 100_000 or key < 1 or key >= 2**63:
                 return None
-            values = _record(self._payload(page, place, length))
+            values = _record(self._payload(page, place, length), self._encoding)
         except (IndexError, struct.error):
             return None
         return None if values is None else (key, values)
@@ -238,7 +243,7 @@ def _varint(data: bytes, place: int) -> tuple[int, int]:
     return value << 8 | data[place], place + 1
 
 
-def _record(payload: bytes) -> tuple[Value, ...] | None:
+def _record(payload: bytes, encoding: tuple[str, str]) -> tuple[Value, ...] | None:
     """Parse a record that fills its payload exactly; None if it does not."""
     end, place = _varint(payload, 0)
     left = len(payload) - end
@@ -252,7 +257,7 @@ def _record(payload: bytes) -> tuple[Value, ...] | None:
     values: list[Value] = []
     for kind in kinds:
         size = _size_of(kind)
-        values.append(_value(kind, payload[place : place + size]))
+        values.append(_value(kind, payload[place : place + size], encoding))
         place += size
     return tuple(values)
 
@@ -261,13 +266,13 @@ def _size_of(kind: int) -> int:
     return (kind - 12) // 2 if kind >= 12 else _INTEGERS.get(kind, 8 if kind == 7 else 0)
 
 
-def _value(kind: int, raw: bytes) -> Value:
+def _value(kind: int, raw: bytes, encoding: tuple[str, str]) -> Value:
     if kind in _INTEGERS:
         return int.from_bytes(raw, signed=True)
     if kind in (8, 9):
         return kind - 8
     if kind >= 12:
-        return raw.decode("utf-8", "surrogateescape") if kind % 2 else raw
+        return raw.decode(*encoding) if kind % 2 else raw
     return float(struct.unpack(">d", raw)[0]) if kind == 7 else None
 
 

@@ -291,6 +291,34 @@ def test_what_is_legible_of_a_damaged_database_goes_into_an_outbox_of_its_own(
     assert {activity.user_id for activity in per.activities} == {f"CUSTOMER_{n}" for n in range(50)}
 
 
+@pytest.mark.parametrize(
+    "pragma",
+    ["encoding = 'UTF-16le'", "encoding = 'UTF-16be'", "page_size = 512", "page_size = 65536"],
+)
+def test_a_salvage_reads_whatever_form_the_application_gave_its_file(
+    embed, connect, per, perqueue, tmp_path, mode, pragma
+):
+    """Encoding and page size are the application's: every activity is rescued from them, and delivered."""
+    app = tmp_path / "of_its_own.db"
+    connection = connect(app)
+    for each in (pragma, f"journal_mode = {mode}"):
+        connection.execute(f"PRAGMA {each}")
+    connection.execute("CREATE TABLE orders (id INTEGER PRIMARY KEY, customer TEXT)")
+    connection.commit()
+    queue = embed(app, drain=False)
+    users = {"ASCII", "Ünï", "😀", "x" * 400}
+    for user in users:
+        queue.record("SHOP", user)
+    queue.close()
+    connection.close()
+    new = tmp_path / "rescued.db"
+    salvaged = perqueue("doctor", "-o", app, "--salvage", new)
+    assert salvaged.exit_code == 0, salvaged.output
+    drained = perqueue("drain", "-o", new)
+    assert drained.exit_code == 0, drained.output
+    assert {activity.user_id for activity in per.activities} == users
+
+
 @pytest.mark.parametrize("mode", ["delete"], indirect=True)
 def test_a_transaction_that_was_cut_short_is_not_looked_through(app, embed, connect, tmp_path, perqueue):
     """The doctor changes nothing, so it says who undoes it; the next `status` does, and all is well."""
