@@ -101,7 +101,6 @@ class Grown:
         second = self._open(1)
         self.times["opening, ms"].append((time.perf_counter() - began) * 1000)
         with closing(second):
-            second.record(GROUP, USERS[0])  # the limit is approximate: only now it knows how full it is
             for _ in range(50):
                 self._timed("a full outbox's refusal", lambda: _refused(second))
 
