@@ -246,5 +246,5 @@ def test_wal_of_several_processes_stays_small(tmp_path, monkeypatch):
                 outbox.append("GROUP", "MORE", "TYPE", 1)
             return wal.stat().st_size < 1 << 18
 
-        until(small, "the WAL is emptied")
+        until(small, "the WAL is emptied", 60)
         assert one.position().pending == other.position().pending
