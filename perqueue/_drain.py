@@ -359,15 +359,11 @@ class Drain:
 
     def _may_probe(self) -> bool:
         """Tell whether this drainer is to ask for all of them."""
-        may = True
-        if len(self._feed):
-            try:
-                may = self._outbox.take_probe()
-            except OutboxError:
-                may = False  # the next turn meets the error, too, and knows what to do
-        if not may:
-            self._denied_at = self._clock.monotonic()
-        return may
+        with suppress(OutboxError):  # the next turn meets it, too, and knows what to do
+            if not len(self._feed) or self._outbox.take_probe():
+                return True
+        self._denied_at = self._clock.monotonic()
+        return False
 
     async def _lane(self, first: Activity, sent_at: float) -> None:
         """Send one activity after the other."""

@@ -138,13 +138,16 @@ class Session:
                     raise
             if self._outbox_id not in (None, outbox_id):
                 connection.close()
-                message = f"outbox {self._path} was replaced by another one: restart the program to use that"
-                raise OutboxError(message)
+                self._replaced()
             self._outbox_id = outbox_id
             self._connection = connection
             self._openings += 1
             self._disk.start()
         return self._connection
+
+    def _replaced(self) -> NoReturn:
+        message = f"outbox {self._path} was replaced by another one: restart the program to use that"
+        raise OutboxError(message)
 
     def _is_same_file(self) -> bool:
         with suppress(OSError):

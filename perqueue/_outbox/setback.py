@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from perqueue._outbox.connection import retry_busy
 from perqueue._outbox.damage import is_corrupt
 from perqueue._outbox.session import Session
-from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
     from typing import Any
@@ -87,10 +86,6 @@ class SetBackSession(Session):
             " rows deleted): what it holds now is delivered, what is gone from it is not",
             self._path,
         )
-
-    def _replaced(self) -> None:
-        message = f"outbox {self._path} was replaced by another one: restart the program to use that"
-        raise OutboxError(message)
 
     def _is_taken(self, connection: sqlite3.Connection, activity_id: int) -> bool:
         """Tell whether the file speaks of the activity that is given this number as of another."""

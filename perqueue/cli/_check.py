@@ -41,9 +41,8 @@ def check(path: Path | DatabaseURL, limits: Limits) -> tuple[Verdict, Sight | No
     from perqueue._outbox import open_to_look
 
     try:
-        if (
-            isinstance(path, Path) and not path.exists()
-        ):  # and is not created: a probe of a wrong path must not make it right
+        # And is not created: a probe of a wrong path must not make it right.
+        if isinstance(path, Path) and not path.exists():
             return Verdict(healthy=False, why=f"there is no outbox at {path} -> is the path right?"), None
         sight = see(open_to_look(path), path)
     except OutboxError as error:

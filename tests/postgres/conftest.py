@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from perqueue import OutboxError
 from tests import postgresql
 from tests.cli import conftest as commands
 from tests.helpers import Child, until
@@ -61,6 +62,15 @@ def sql(database, outbox):
     """Run statements in the test's schema: `sql("SELECT ...")`."""
     schema = outbox.rpartition("%3D")[2]
     return lambda *statements: database.sql(f"SET search_path = {schema}", *statements)
+
+
+def recorded(queue):
+    """Try to record, and tell whether it could be stored."""
+    try:
+        queue.record("GROUP", "AFTER")
+    except OutboxError:
+        return False
+    return True
 
 
 def soak(test):

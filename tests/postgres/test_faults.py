@@ -10,6 +10,7 @@ from perqueue import OutboxError, PerQueue
 from perqueue.sandbox import Hang, Latency
 from tests import postgresql
 from tests.helpers import repeats, until, users
+from tests.postgres.conftest import recorded
 from tests.postgres.wire import Wire
 
 SECRET = "s3cret"
@@ -92,18 +93,10 @@ def test_record_says_soon_that_the_server_is_gone(server, options):
         assert "everything is kept" in said
         fails_soon(queue.stats)
         server.start()
-        until(lambda: _recorded(queue), "it records again")
+        until(lambda: recorded(queue), "it records again")
         queue.flush(20)
     finally:
         queue.close()
-
-
-def _recorded(queue):
-    try:
-        queue.record("GROUP", "AFTER")
-    except OutboxError:
-        return False
-    return True
 
 
 def test_a_cut_wire_holds_up_nobody(per, options, recorders, over_the_wire, wire):
@@ -119,7 +112,7 @@ def test_a_cut_wire_holds_up_nobody(per, options, recorders, over_the_wire, wire
         assert "no connection within" in fails_soon(lambda: queue.record("GROUP", "CUT"))
         recorders.noticed()
         wire.mend()
-        until(lambda: _recorded(queue), "it records again")
+        until(lambda: recorded(queue), "it records again")
         careful, careless = recorders.end()
         queue.flush(30)
         assert {"BEFORE", "AFTER"} | careful <= set(users(per))
@@ -145,7 +138,7 @@ def test_a_drainer_that_is_cut_off_is_replaced(per, make_queue, options, over_th
         other.flush(20)
         assert {"FIRST", "HELD", "OTHER"} <= set(users(per))
         wire.mend()
-        until(lambda: _recorded(cut_off), "it records again", 20)
+        until(lambda: recorded(cut_off), "it records again", 20)
         cut_off.flush(20)
         assert other.stats().pending == 0
     finally:

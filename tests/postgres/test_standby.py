@@ -6,7 +6,7 @@ from perqueue import OutboxError, PerQueue
 from perqueue.sandbox import Latency
 from tests import postgresql
 from tests.helpers import repeats, until, users
-from tests.postgres.conftest import soak
+from tests.postgres.conftest import recorded, soak
 from tests.postgres.wire import Wire
 
 DRAIN = """
@@ -92,17 +92,9 @@ def test_what_a_standby_never_got_was_not_acknowledged(per, pair, options):
         primary.murder()
         wire.close()
         standby.sql("SELECT pg_promote()")
-        until(lambda: _recorded(queue), "it records again")
+        until(lambda: recorded(queue), "it records again")
     finally:
         queue.close()
     with PerQueue(both(primary, standby), **options):
         pass
     assert set(users(per)) == {"BEFORE", "AFTER"}
-
-
-def _recorded(queue):
-    try:
-        queue.record("GROUP", "AFTER")
-    except OutboxError:
-        return False
-    return True

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from perqueue._activity import Activity
 from perqueue._clock import SYSTEM_CLOCK
 from perqueue._outbox.postgres.connection import SCAN_PATIENCE
-from perqueue._outbox.postgres.counts import ALIVE
+from perqueue._outbox.postgres.counts import ALIVE, as_activity
 from perqueue._outbox.postgres.floor import FlooredSession
 from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
+
+    from perqueue._activity import Activity
 
 _LEAST_SWEEP = 1.0
 _SWEEP_SHARE = 20
@@ -24,7 +25,7 @@ _CLAIM = (
     "UPDATE perqueue_pending p SET owner = %s FROM"
     " (SELECT id FROM perqueue_pending WHERE {} AND {} ORDER BY {} LIMIT %s FOR UPDATE SKIP LOCKED) free"
     " WHERE p.id = free.id"
-    " RETURNING p.id, billing_id, user_id, activity_type_id, recorded_at, attempts, reason, not_before"
+    " RETURNING p.id, billing_id, user_id, activity_type_id, recorded_at, attempts, reason"
 )
 _CLAIM_FRESH = _CLAIM.format("not_before IS NULL AND id > %s", _FREE, "id")
 _CLAIM_DUE = _CLAIM.format(
@@ -102,22 +103,9 @@ class ClaimedSession(FlooredSession):
         if rows:
             self.stay_awake()
         self._claimed.update(row[0] for row in rows)
-        return [_activity(row) for row in sorted(rows)]
+        return [as_activity(row) for row in sorted(rows)]
 
     def next_due(self) -> int | None:
         """Return the earliest end of an activity's own wait, by this process's clock."""
         rows = self._rows(_NEXT_DUE)
         return SYSTEM_CLOCK.time_ms() + rows[0][0] if rows else None
-
-
-def _activity(row: Sequence[Any]) -> Activity:
-    number, billing_id, user_id, kind, recorded_at, attempts, reason, _ = row
-    return Activity(
-        id=number,
-        billing_id=billing_id,
-        user_id=user_id,
-        activity_type_id=kind,
-        recorded_at=recorded_at,
-        attempts=attempts,
-        reason=reason,
-    )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import time
-from typing import TYPE_CHECKING, LiteralString
+from typing import TYPE_CHECKING, Any, LiteralString
 
 from perqueue._activity import Activity, State
 from perqueue._clock import SYSTEM_CLOCK
@@ -97,6 +95,20 @@ def as_counted(row: Sequence[int | None]) -> int:
     return counted
 
 
+def as_activity(row: Sequence[Any]) -> Activity:
+    """Return an activity from its columns: what was recorded, how often it was tried, why it waits."""
+    number, billing_id, user_id, kind, recorded_at, attempts, reason = row
+    return Activity(
+        id=number,
+        billing_id=billing_id,
+        user_id=user_id,
+        activity_type_id=kind,
+        recorded_at=recorded_at,
+        attempts=attempts,
+        reason=reason,
+    )
+
+
 class CountedSession(Session):
     """An outbox in a database that knows how much is in it."""
 
@@ -156,20 +168,8 @@ class CountedSession(Session):
 
     def rejected_since(self, rejection: int, limit: int) -> list[Activity]:
         """Return activities that are rejected now, by refusals after a number."""
-        return [
-            Activity(
-                id=number,
-                billing_id=billing_id,
-                user_id=user_id,
-                activity_type_id=kind,
-                recorded_at=at,
-                attempts=attempts,
-                reason=reason,
-            )
-            for number, billing_id, user_id, kind, at, attempts, reason in self._rows(
-                _REJECTED_SINCE, (rejection, min(limit, 2**62))
-            )
-        ]
+        rows = self._rows(_REJECTED_SINCE, (rejection, min(limit, 2**62)))
+        return [as_activity(row) for row in rows]
 
     def refusals(self) -> int:
         """Return a number that grows when an activity is refused."""
@@ -192,13 +192,3 @@ NOW_MS: LiteralString = "(extract(epoch FROM statement_timestamp()) * 1000)::big
 def age_ms(moment: int) -> int:
     """Return for how long a time has been over by this host's clock: so long ago it is by any other's."""
     return SYSTEM_CLOCK.time_ms() - moment
-
-
-def boot_time() -> float:
-    """Return seconds that go on while the machine sleeps: the other hosts' leases run on meanwhile."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def host_name() -> str:
-    """Return what other hosts know this one by."""
-    return os.uname().nodename

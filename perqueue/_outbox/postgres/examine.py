@@ -11,7 +11,7 @@ import psycopg
 from perqueue._outbox.finding import moment, ok, problem, warning
 from perqueue._outbox.flow import Backlog, judge, refused, trail
 from perqueue._outbox.postgres.connection import LONG_PATIENCE, MOST_CONNECTIONS
-from perqueue._outbox.postgres.counts import CountedSession
+from perqueue._outbox.postgres.counts import ALIVE, CountedSession
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +47,7 @@ _OLDEST_TRANSACTION = (
     " AND backend_type = 'client backend' ORDER BY xact_start LIMIT 1"
 )
 _DRAINERS = (
-    "SELECT host, pid, (extract(epoch FROM since) * 1000)::bigint, alive_until > clock_timestamp(),"
+    f"SELECT host, pid, (extract(epoch FROM since) * 1000)::bigint, {ALIVE},"
     " extract(epoch FROM clock_timestamp() - alive_until)::int FROM perqueue_drainer ORDER BY since"
 )
 _REFUSED = (
@@ -82,7 +82,7 @@ class Examination(CountedSession):
         if number < _OLDEST_SERVER:
             yield problem("server", text, "use PostgreSQL 13 or newer")
         elif took > _SLOW_MS:
-            yield warning("server", text, "record() waits as long: a file on each host is thousands as fast")
+            yield warning("server", text, "record() waits as long: a file on each host does not")
         else:
             yield ok("server", text)
         if standby:
@@ -142,9 +142,8 @@ class Examination(CountedSession):
 
     def contents(self, now: int, known: Known) -> Iterator[Finding]:
         """Say what the tables hold, what Per refused, and what is pending and why."""
-        (origin,) = self._row("SELECT origin FROM perqueue_outbox")
-        known.legible, known.origin = True, origin
-        yield ok("outbox", f"of {origin or 'nobody yet'}, ID {self.outbox_id}")
+        known.legible, known.origin = True, self.origin()
+        yield ok("outbox", f"of {known.origin or 'nobody yet'}, ID {self.outbox_id}")
         position = self.position()
         yield from refused(self._rows(_REFUSED))
         (answered,) = self._row(_ANSWERED)

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
-from perqueue._outbox.postgres.counts import ALIVE, ROOM, as_counted
+from perqueue._outbox.postgres.counts import ROOM, as_counted
+from perqueue._outbox.postgres.leases import WAKE
 from perqueue._outbox.postgres.settling import SettledSession
 from perqueue.exceptions import ConfigurationError, OutboxFull
 
 if TYPE_CHECKING:
-    from weakref import WeakSet
-
+    from perqueue._address import DatabaseURL
     from perqueue._outbox.protocol import Key, Steps
 
 FOREVER = 2**62
@@ -23,7 +24,6 @@ _ROOM_INTERVAL = 5.0
 
 # Which outbox is asked first, by a statement that cannot fail: a failed one ends the transaction.
 _WHICH = "SELECT to_regclass(?)::text"
-# Whoever sleeps is woken by the commit. One that falls asleep later finds it at its next look.
 _ROOM = ROOM.format(pending="{schema}.perqueue_pending")
 _JOIN = (
     "WITH recorded AS ("
@@ -36,10 +36,7 @@ _JOIN_ONCE = (
     "?::text, ?::text, ?::text, ?::bigint, ?::bigint, ?::bigint, true), {wake}"
     " FROM {schema}.perqueue_outbox WHERE outbox_id = ?::text"
 )
-_WAKE = (
-    "CASE WHEN EXISTS (SELECT FROM {schema}.perqueue_drainer"
-    f" WHERE asleep AND {ALIVE}) THEN pg_notify(?::text, '')::text END"
-)
+_WAKE = WAKE.format(drainer="{schema}.perqueue_drainer")
 _WAKE_NOBODY = "?::text"
 
 
@@ -47,11 +44,14 @@ class JoinedSession(SettledSession):
     """An outbox in a database into which the application's own transactions can record."""
 
     dialect = "postgresql"
-    _max_pending = FOREVER
     _room = 0
-    _known: WeakSet[object]
-    """Connections that lead to the outbox's database: a round trip less for each activity."""
     _room_until = float("-inf")
+
+    def __init__(self, url: DatabaseURL, origin: str | None, *, create: bool, max_pending: int) -> None:
+        self._max_pending = max_pending
+        # Connections that lead to the outbox's database: a round trip less for each activity.
+        self._known: WeakSet[object] = WeakSet()
+        super().__init__(url, origin, create=create)
 
     def joining(
         self,

@@ -11,12 +11,12 @@ import os
 import secrets
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, LiteralString
 
 import psycopg
 
-from perqueue import _threads
-from perqueue._outbox.postgres.counts import ALIVE, CountedSession, boot_time, host_name
+from perqueue._outbox.postgres.counts import ALIVE, CountedSession
+from perqueue._outbox.postgres.session import thread_id
 from perqueue._outbox.protocol import Load
 from perqueue._stats import Gate
 from perqueue.exceptions import OutboxError
@@ -59,6 +59,11 @@ _REGISTER = (
     f" (SELECT avg(rate_limit) FROM perqueue_drainer WHERE NOT asleep AND {ALIVE}"
     " HAVING count(rate_limit) > 1)"
 )
+WAKE: LiteralString = (
+    f"CASE WHEN EXISTS (SELECT FROM {{drainer}} WHERE asleep AND {ALIVE})"
+    " THEN pg_notify(?::text, '')::text END"
+)
+"""Wakes whoever sleeps, at the commit. One that falls asleep later finds what there is at its next look."""
 _FOLD = (
     "WITH gone AS (DELETE FROM perqueue_drainer WHERE {} RETURNING accepted)"
     " UPDATE perqueue_outbox SET accepted = accepted + (SELECT sum(accepted) FROM gone)::bigint"
@@ -102,7 +107,7 @@ class LeasedSession(CountedSession):
 
     def begin_term(self) -> None:
         """Register as a drainer, under a new number, in the thread that drains from now on."""
-        self._drain_thread = _threads.original("_thread", "get_ident")()
+        self._drain_thread = thread_id()
         owner = secrets.randbits(62) + 1
         self._extend(owner)
         self._rows(_FOLD_DEAD, (_FORGET_AFTER,))
@@ -235,3 +240,13 @@ class LeasedSession(CountedSession):
     def set_drainer(self, pid: int | None, load: Load) -> None:  # noqa: ARG002 - drainers have their own table
         """Tell how busy this drainer is, when it next says that it is alive."""
         self._load = load
+
+
+def boot_time() -> float:
+    """Return seconds that go on while the machine sleeps: the other hosts' leases run on meanwhile."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def host_name() -> str:
+    """Return what other hosts know this one by."""
+    return os.uname().nodename

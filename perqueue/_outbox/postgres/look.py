@@ -13,7 +13,6 @@ from perqueue._outbox.postgres.counts import CountedSession
 if TYPE_CHECKING:
     from perqueue._address import DatabaseURL
 
-_OUTBOX = "SELECT outbox_id, origin FROM perqueue_outbox"
 _NEXT_DUE = (
     "SELECT (extract(epoch FROM min(not_before) - clock_timestamp()) * 1000)::bigint FROM perqueue_pending"
     " WHERE not_before IS NOT NULL"
@@ -44,13 +43,12 @@ class PostgresOnlooker:
     def look(self) -> Look:
         """Return how it stands now; raise :class:`~perqueue.OutboxError` if it cannot be read."""
         with closing(_Glance(self._url, None, create=False)) as session:
-            outbox_id, origin = session._row(_OUTBOX)  # noqa: SLF001 - of the same family
-            rows = session._rows  # noqa: SLF001
+            rows = session._rows  # noqa: SLF001 - of the same family
             position = session.position()
             ((due,),), ((fresh,),) = rows(_NEXT_DUE), rows(_ANY_FRESH)
             return Look(
-                outbox_id=outbox_id,
-                origin=origin,
+                outbox_id=session.outbox_id,
+                origin=session.origin(),
                 position=position if fresh else position._replace(drained_through=position.last_id),
                 next_due=None if due is None else SYSTEM_CLOCK.time_ms() + due,
                 answers=[Request(*row) for row in rows(_ANSWERS, (NEWEST,))],

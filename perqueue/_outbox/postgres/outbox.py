@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING, LiteralString
-from weakref import WeakSet
 
-from perqueue._outbox.postgres.counts import ALIVE, NOW_MS, ROOM, age_ms, as_counted
+from perqueue._outbox.postgres.counts import NOW_MS, ROOM, age_ms, as_counted
 from perqueue._outbox.postgres.joining import FOREVER, JoinedSession
+from perqueue._outbox.postgres.leases import WAKE
 from perqueue._outbox.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -22,9 +22,7 @@ _APPEND: LiteralString = (
     "INSERT INTO perqueue_pending (billing_id, user_id, activity_type_id, recorded_at)"
     " VALUES (%s, %s, %s, %s) RETURNING id"
 )
-_WAKE: LiteralString = (
-    f", CASE WHEN EXISTS (SELECT FROM perqueue_drainer WHERE asleep AND {ALIVE}) THEN pg_notify(%s, '') END"
-)
+_WAKE: LiteralString = f", {WAKE.format(drainer='perqueue_drainer').replace('?', '%s')}"
 _ONCE: LiteralString = "SELECT perqueue_record_once(%s, %s, %s, %s, %s, %s)"
 _ROOM = ROOM.format(pending="perqueue_pending").replace("?", "%s")
 _STANDING = (
@@ -74,11 +72,9 @@ class PostgresOutbox(JoinedSession):
         power: bool = False,  # noqa: ARG002 - a commit is as durable as the server's synchronous_commit says
         max_pending: int = FOREVER,
     ) -> None:
-        self._max_pending = max_pending
         self._sweep = Sweep()
-        self._known = WeakSet()
         self._notified_at = float("-inf")
-        super().__init__(url, origin, create=create)
+        super().__init__(url, origin, create=create, max_pending=max_pending)
 
     def append(self, billing_id: str, user_id: str, activity_type_id: str, recorded_at: int) -> int:
         """Commit one activity and return its ID."""

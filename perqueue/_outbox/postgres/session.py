@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 _OPENING_PATIENCE = 5.0
 """Seconds to wait for the first connection: a program that starts can wait longer than one that records."""
-_thread_id = _threads.original("_thread", "get_ident")
+thread_id = _threads.original("_thread", "get_ident")
+"""Who one is, whatever gevent has patched."""
 
 
 class Session:
@@ -53,7 +54,7 @@ class Session:
         except BaseException:
             self.close()
             raise
-        self._outbox_id, self._schema = found.outbox_id, found.schema
+        self._outbox_id, self._origin, self._schema = found.outbox_id, found.origin, found.schema
         self._channel = f"perqueue_{self._outbox_id[:8]}"
         _fork.participate(self)
 
@@ -61,6 +62,10 @@ class Session:
     def outbox_id(self) -> str:
         """The same for all processes that have this outbox open, and for no other."""
         return self._outbox_id
+
+    def origin(self) -> str | None:
+        """Return whose Per the outbox belonged to when it was opened; None if that was not known."""
+        return self._origin
 
     def _begin_afresh(self) -> None:
         self._pid = os.getpid()
@@ -124,7 +129,7 @@ class Session:
         return False, self._shared.take()
 
     def _is_drain_thread(self) -> bool:
-        return self._drain_thread == _thread_id() and self._pid == os.getpid()
+        return self._drain_thread == thread_id() and self._pid == os.getpid()
 
     def _drain_own(self) -> Connection:
         """Return the drain's connection: no number of recorders can keep it waiting."""

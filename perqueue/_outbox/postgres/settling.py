@@ -9,7 +9,8 @@ from perqueue._activity import TRANSITIONS, State
 from perqueue._clock import SYSTEM_CLOCK
 from perqueue._outbox.postgres import leases
 from perqueue._outbox.postgres.claims import ClaimedSession
-from perqueue._outbox.postgres.counts import NOW_MS, boot_time, host_name
+from perqueue._outbox.postgres.counts import NOW_MS
+from perqueue._outbox.postgres.leases import boot_time, host_name
 from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:

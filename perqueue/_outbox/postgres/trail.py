@@ -59,11 +59,6 @@ class PostgresTrail(Session):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def origin(self) -> str | None:
-        """Return whose Per the outbox belongs to; None before that is known."""
-        (origin,) = self._row("SELECT origin FROM perqueue_outbox")
-        return None if origin is None else str(origin)
-
     def trace(self, wanted: Filter, after: int, limit: int) -> list[Traced]:
         """Return activities above an ID, oldest first, up to a limit."""
         filters, values = wanted.sql("%s")

@@ -1,3 +1,3 @@
 """Those of tests/wire/test_bad_token.py."""
 
-from tests.wire.test_bad_token import *  # noqa: F403
+from tests.wire.test_bad_token import *

@@ -1,3 +1,3 @@
 """Those of tests/cli/test_drain.py."""
 
-from tests.cli.test_drain import *  # noqa: F403
+from tests.cli.test_drain import *

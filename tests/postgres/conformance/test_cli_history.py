@@ -1,3 +1,3 @@
 """Those of tests/cli/test_history.py."""
 
-from tests.cli.test_history import *  # noqa: F403
+from tests.cli.test_history import *

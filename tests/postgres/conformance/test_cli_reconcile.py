@@ -1,3 +1,3 @@
 """Those of tests/cli/test_reconcile.py."""
 
-from tests.cli.test_reconcile import *  # noqa: F403
+from tests.cli.test_reconcile import *

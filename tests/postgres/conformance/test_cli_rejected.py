@@ -1,3 +1,3 @@
 """Those of tests/cli/test_rejected.py."""
 
-from tests.cli.test_rejected import *  # noqa: F403
+from tests.cli.test_rejected import *

@@ -1,3 +1,3 @@
 """Those of tests/wire/test_closing.py."""
 
-from tests.wire.test_closing import *  # noqa: F403
+from tests.wire.test_closing import *

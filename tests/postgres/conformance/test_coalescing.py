@@ -1,3 +1,3 @@
 """Those of tests/outbox/test_coalescing.py."""
 
-from tests.outbox.test_coalescing import *  # noqa: F403
+from tests.outbox.test_coalescing import *

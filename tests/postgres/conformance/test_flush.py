@@ -1,3 +1,3 @@
 """Those of tests/wire/test_flush.py."""
 
-from tests.wire.test_flush import *  # noqa: F403
+from tests.wire.test_flush import *

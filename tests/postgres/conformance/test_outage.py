@@ -1,3 +1,3 @@
 """Those of tests/wire/test_outage.py."""
 
-from tests.wire.test_outage import *  # noqa: F403
+from tests.wire.test_outage import *

@@ -1,3 +1,3 @@
 """Those of tests/wire/test_poison.py."""
 
-from tests.wire.test_poison import *  # noqa: F403
+from tests.wire.test_poison import *

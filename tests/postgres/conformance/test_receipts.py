@@ -1,3 +1,3 @@
 """Those of tests/wire/test_receipts.py."""
 
-from tests.wire.test_receipts import *  # noqa: F403
+from tests.wire.test_receipts import *

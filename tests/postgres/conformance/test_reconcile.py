@@ -1,3 +1,3 @@
 """Those of tests/outbox/test_reconcile.py."""
 
-from tests.outbox.test_reconcile import *  # noqa: F403
+from tests.outbox.test_reconcile import *
