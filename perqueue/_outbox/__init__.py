@@ -12,9 +12,8 @@ from perqueue._outbox.open import (
 )
 from perqueue._outbox.operator import OperatorOutbox
 from perqueue._outbox.protocol import DrainLock, Hold, Key, Load, News, Outbox, Position, Settled
-from perqueue._outbox.reader import Reader
 from perqueue._outbox.sqlite import SQLiteOutbox
-from perqueue._outbox.trail import Filter, Traced, Try, trace, trace_one
+from perqueue._outbox.trail import Filter, Traced, Try
 
 __all__ = [
     "AnOnlooker",
@@ -28,7 +27,6 @@ __all__ = [
     "OperatorOutbox",
     "Outbox",
     "Position",
-    "Reader",
     "SQLiteOutbox",
     "Settled",
     "Traced",
@@ -39,6 +37,4 @@ __all__ = [
     "open_outbox",
     "open_to_look",
     "open_trail",
-    "trace",
-    "trace_one",
 ]

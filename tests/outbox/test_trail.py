@@ -11,11 +11,11 @@ import pytest
 from perqueue import ActivityRecord, ConfigurationError, OutboxError, PerQueue, QueueClosed
 from perqueue._activity import Event, Settlement, checksum
 from perqueue._audit import history
-from perqueue._outbox import Filter, OperatorOutbox, Reader, trace, trace_one
-from perqueue._outbox.file_trail import _ATTEMPTED, _RELEVANT
+from perqueue._outbox import Filter, OperatorOutbox
+from perqueue._outbox.file_trail import _ATTEMPTED, _RELEVANT, _SLICE, FileTrail
 from perqueue._outbox.reader import SLICE
 from perqueue._outbox.salvage import salvage
-from perqueue._outbox.trail import _SLICE, CLOCK_SLACK_MS, bounds
+from perqueue._outbox.trail import CLOCK_SLACK_MS
 from perqueue.sandbox import Refuse, Status
 from tests.helpers import Child
 
@@ -184,10 +184,10 @@ def test_no_activity_of_a_time_is_missed(opened, path, every):
     hour = 3_600_000
     times = [NOW + n * hour - (n // every % 2) * (CLOCK_SLACK_MS - hour) for n in range(80)]
     fill(path, enumerate(times))
-    with Reader(path) as reader:
+    with FileTrail(path) as reader:
         for start in range(NOW - 30 * hour, NOW + 90 * hour, hour):
             for end in (start + 1, start + 10 * hour):
-                found = trace(reader, Filter(since=start, until=end), 0, 1000)
+                found = reader.trace(Filter(since=start, until=end), 0, 1000)
                 assert [each.recorded_at for each in found] == [at for at in times if start <= at < end]
 
 
@@ -196,15 +196,15 @@ def test_a_time_is_found_without_reading_what_lies_before_it(opened, path):
     fill(path, [(n, NOW + n * 60_000) for n in range(20_000)])
     asked = []
 
-    class Counting(Reader):
+    class Counting(FileTrail):
         def rows(self, query, values=()):
             asked.append(found := super().rows(query, values))
             return found
 
     since = NOW + 15_000 * 60_000
     with Counting(path) as reader:
-        first, last = bounds(reader, since, since + 60_000)
-        assert [each.id for each in trace(reader, Filter(since=since, until=since + 60_000), 0, 10)] == [
+        first, last = reader.bounds(since, since + 60_000)
+        assert [each.id for each in reader.trace(Filter(since=since, until=since + 60_000), 0, 10)] == [
             15_001
         ]
     assert last - first <= 2 * 1440 + 10
@@ -225,7 +225,7 @@ def test_every_query_goes_by_the_key(opened, path):
 def test_recording_goes_on_during_a_long_look(opened, path):
     """Between two steps of a history the file is free: others record, and the log can be emptied."""
     fill(path, [(n, NOW) for n in range(3 * SLICE)])
-    with Reader(path) as reader:
+    with FileTrail(path) as reader:
         steps = reader.slices(0, 10 * SLICE)
         for _ in range(2):
             next(steps)
@@ -237,13 +237,13 @@ def test_recording_goes_on_during_a_long_look(opened, path):
 def test_a_reader_survives_a_fork(opened, path):
     """A fork between two steps of a history closes its connection on both sides, and it goes on."""
     opened.append("GROUP", "USER", "TYPE", NOW)
-    with Reader(path) as reader:
-        assert len(trace(reader, Filter(), 0, 10)) == 1
+    with FileTrail(path) as reader:
+        assert len(reader.trace(Filter(), 0, 10)) == 1
         pid = os.fork()
         if not pid:
-            os._exit(0 if reader._connection is None and len(trace(reader, Filter(), 0, 10)) == 1 else 1)
+            os._exit(0 if reader._connection is None and len(reader.trace(Filter(), 0, 10)) == 1 else 1)
         assert os.waitpid(pid, 0)[1] == 0
-        assert len(trace(reader, Filter(), 0, 10)) == 1
+        assert len(reader.trace(Filter(), 0, 10)) == 1
     assert opened.append("GROUP", "USER", "TYPE", NOW) == 2
 
 
@@ -255,9 +255,9 @@ def test_every_attempt_is_told(opened, path):
     settle(opened, activity, Event.REJECT, NOW + 200, duration_ms=30, reason="no")
     opened.requeue([1])
     settle(opened, activity, Event.ACCEPT, NOW + 300, duration_ms=40, transaction_id="T")
-    with Reader(path) as reader:
-        one, tries = trace_one(reader, 1)
-        assert trace_one(reader, 2) is None
+    with FileTrail(path) as reader:
+        one, tries = reader.trace_one(1)
+        assert reader.trace_one(2) is None
     assert one.attempts == len(tries) == 3
     assert [tuple(each) for each in tries] == [
         (NOW + 80, 20, "HTTP 503"),
@@ -310,7 +310,7 @@ def test_what_a_salvage_made_has_an_incomplete_trail(opened, path, tmp_path):
     damage(path, "DELETE FROM perqueue_settlement")
     found = salvage(path, tmp_path / "new.db")
     assert (found.pending, found.missing, found.damaged) == (1, 0, 0)
-    with Reader(tmp_path / "new.db") as reader:
+    with FileTrail(tmp_path / "new.db") as reader:
         [(lost,)] = reader.rows("SELECT trail_lost_through FROM perqueue_drain")
     assert lost > NOW
 
@@ -362,7 +362,7 @@ def test_an_older_outbox_is_brought_up_to_date(path, per, make_queue):
     damage(path, "UPDATE perqueue_drain SET pruned = 1, accepted = 1")
     with closing(OperatorOutbox(path, None, create=False)) as opened:
         assert opened.position().last_id == 1
-    with Reader(path) as reader:
+    with FileTrail(path) as reader:
         [(lost,)] = reader.rows("SELECT trail_lost_through FROM perqueue_drain")
     assert lost > NOW  # what was pruned before may have been settled at any time
     queue = make_queue(path, drain=False)

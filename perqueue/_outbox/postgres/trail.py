@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from perqueue._activity import State
 from perqueue._outbox.postgres.connection import LONG_PATIENCE
 from perqueue._outbox.postgres.session import Session
-from perqueue._outbox.trail import CLOCK_SLACK_MS, Traced, Try
+from perqueue._outbox.trail import SlicedTrail, Traced, Try
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -45,7 +45,7 @@ _TIME = f"SELECT id, recorded_at FROM {_ALL} WHERE id >= %s ORDER BY id LIMIT 1"
 _NEXT = f"SELECT min(id), max(id) FROM (SELECT id FROM {_ALL} WHERE id > %s ORDER BY id LIMIT %s) few"
 
 
-class PostgresTrail(Session):
+class PostgresTrail(Session, SlicedTrail):
     """Reads an outbox in a database, a slice at a time: no read lasts long enough to hold up vacuum."""
 
     _patience = LONG_PATIENCE
@@ -59,34 +59,19 @@ class PostgresTrail(Session):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def trace(self, wanted: Filter, after: int, limit: int) -> list[Traced]:
-        """Return activities above an ID, oldest first, up to a limit."""
+    def _read(self, wanted: Filter, low: int, high: int, limit: int) -> Iterator[Traced]:
         filters, values = wanted.sql("%s")
-        first, last = self._bounds(wanted.since, wanted.until)
-        found: list[Traced] = []
-        for low, high in self._slices(max(after, first - 1), last):
-            rows = self._rows(_TRACE.format(filters), (low, high, *values, limit - len(found)))
-            found += map(_traced, rows)
-            if len(found) >= limit:
-                break
-        return found
+        return map(_traced, self._rows(_TRACE.format(filters), (low, high, *values, limit)))
 
-    def trace_one(self, activity_id: int) -> tuple[Traced, list[Try]] | None:
-        """Return one activity and every request for it; None if there is none of this number."""
-        rows = self._rows(_TRACE.format(""), (activity_id, activity_id, 1))
-        if not rows:
-            return None
-        one = _traced(rows[0])
-        tries = [Try(*row) for row in self._rows(_ATTEMPTS, (activity_id,))]
-        if one.state in (State.ACCEPTED, State.REJECTED, State.DISCARDED):
-            took = one.duration_ms or 0
-            tries.append(Try((one.settled_at or 0) - took, took, one.reason))
-        return one, tries
+    def _tries(self, activity_id: int) -> list[Try]:
+        return [Try(*row) for row in self._rows(_ATTEMPTS, (activity_id,))]
 
-    def slices_until(self, until: int) -> Iterator[tuple[int, int]]:
-        """Yield ranges of numbers, both ends included, that hold all that was recorded before a time."""
-        first, last = self._bounds(None, until)
-        yield from self._slices(first - 1, last)
+    def _ends(self) -> tuple[int, int]:
+        first, last = self._row(_ENDS)
+        return first, last
+
+    def _recorded_from(self, number: int) -> tuple[int, int] | None:
+        return next(((at, recorded_at) for at, recorded_at in self._rows(_TIME, (number,))), None)
 
     def relevant(self, low: int, high: int, start: int) -> Iterator[Relevant]:
         """Yield the activities of a range of numbers that a period from ``start`` on may concern."""
@@ -103,32 +88,14 @@ class PostgresTrail(Session):
         """Return until when settled activities may have been deleted (milliseconds since the epoch)."""
         return int(self._row("SELECT trail_lost_through FROM perqueue_outbox")[0])
 
-    def _slices(self, after: int, through: int) -> Iterator[tuple[int, int]]:
+    def slices(self, after: int, through: int) -> Iterator[tuple[int, int]]:
+        """Yield ranges of numbers, both ends included, that hold all activities above ``after``, in order."""
         while after < through:
             low, high = self._row(_NEXT, (after, _SLICE))
             if low is None or low > through:
                 return
             after = min(high, through)
             yield low, after
-
-    def _bounds(self, since: int | None, until: int | None) -> tuple[int, int]:
-        """Return numbers between which all lie that were recorded between two times, by hosts' clocks."""
-        first, last = self._row(_ENDS)
-        if since is not None:
-            first = self._search(since - CLOCK_SLACK_MS, first, last)
-        if until is not None:
-            last = self._search(until + CLOCK_SLACK_MS, first, last)
-        return first, last
-
-    def _search(self, moment: int, low: int, high: int) -> int:
-        while low < high:
-            middle = (low + high) // 2
-            rows = self._rows(_TIME, (middle,))
-            if rows and rows[0][1] < moment:
-                low = int(rows[0][0]) + 1
-            else:
-                high = middle
-        return low
 
 
 def _traced(row: Sequence[Any]) -> Traced:
