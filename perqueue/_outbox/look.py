@@ -64,7 +64,7 @@ class Look(NamedTuple):
     """Host and process of everybody who drains; None where only a lock can tell."""
 
 
-class Onlooker(Positions):
+class FileOnlooker(Positions):
     """Looks at one outbox, as often as is wanted."""
 
     def __init__(self, path: Path) -> None:

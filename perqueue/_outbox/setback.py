@@ -20,14 +20,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("perqueue")
 
-# What only ever grows, then the outbox's own ID, the activity that was the newest, and the one that is.
+# What only ever grows, then the outbox's own ID, the newest activity, and the one that was the newest.
 _MARKS = (
     "SELECT accepted, rejections, discarded, damaged, pruned, holds, probe_requests, drained_through,"
-    " (SELECT outbox_id FROM perqueue_outbox), (SELECT checksum FROM perqueue_activity WHERE id = ?),"
-    " (SELECT max(id) FROM perqueue_activity),"
-    " (SELECT checksum FROM perqueue_activity ORDER BY id DESC LIMIT 1) FROM perqueue_drain"
+    " (SELECT outbox_id FROM perqueue_outbox), n.id,"
+    " n.billing_id, n.user_id, n.activity_type_id, n.recorded_at, n.checksum,"
+    " l.billing_id, l.user_id, l.activity_type_id, l.recorded_at, l.checksum"
+    " FROM perqueue_drain LEFT JOIN perqueue_activity l ON l.id = ?"
+    " LEFT JOIN perqueue_activity n ON n.id = (SELECT max(id) FROM perqueue_activity)"
 )
 _GROWING = 8
+_COLUMNS = 5
 _PRUNED = 4
 # A number is free if nothing speaks of it, nor of a later one that is not there.
 _IS_TAKEN = (
@@ -46,13 +49,13 @@ class SetBackSession(Session):
     """How often the file was found to have gone back to an earlier state."""
     _last_id = 0
     """The highest number that this process knows of."""
-    _last_check: int | None = None
-    """The checksum stored with it."""
+    _last: tuple[Any, ...] = (None,) * _COLUMNS
+    """What is stored of it."""
     _marks: tuple[int, ...] | None = None
 
     def _notice(self, connection: sqlite3.Connection) -> None:
         """Look whether the file has gone back since the last look. Called under the lock."""
-        last_id, last_check = self._last_id, self._last_check  # a signal handler may record meanwhile
+        last_id, last = self._last_id, self._last  # a signal handler may record meanwhile
         try:
             row = retry_busy(lambda: connection.execute(_MARKS, (last_id,)).fetchone())
         except sqlite3.DatabaseError as error:
@@ -62,21 +65,22 @@ class SetBackSession(Session):
         if row is None:
             return
         marks: tuple[Any, ...] = row[:_GROWING]
-        outbox_id, check, newest, newest_check = row[_GROWING:]
+        outbox_id, newest = row[_GROWING : _GROWING + 2]
+        newest_is, last_is = row[-2 * _COLUMNS : -_COLUMNS], row[-_COLUMNS:]
         if outbox_id is not None and outbox_id != self._outbox_id:
             self._replaced()
         known, self._marks = self._marks, marks
         if known is None:
-            self._last_id, self._last_check = newest or 0, newest_check
+            self._last_id, self._last = newest or 0, newest_is
         elif (
             (newest or 0) < last_id
             or (marks != known and any(map(lt, marks, known)))
-            or (check != last_check and (check is not None or marks[_PRUNED] == known[_PRUNED]))
+            or (not _is_same(last_is, last) and (last_is[-1] is not None or marks[_PRUNED] == known[_PRUNED]))
         ):
-            self._last_id, self._last_check = newest or 0, newest_check
+            self._last_id, self._last = newest or 0, newest_is
             self._went_back()
         elif newest is not None and newest > self._last_id:
-            self._last_id, self._last_check = newest, newest_check
+            self._last_id, self._last = newest, newest_is
 
     def _went_back(self) -> None:
         """Forget what was known of the file by numbers."""
@@ -91,3 +95,8 @@ class SetBackSession(Session):
         """Tell whether the file speaks of the activity that is given this number as of another."""
         (taken,) = retry_busy(lambda: connection.execute(_IS_TAKEN, {"id": activity_id}).fetchone())
         return taken is None or bool(taken)
+
+
+def _is_same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    """Tell whether two rows are of one activity: an operator may have corrected its type."""
+    return one[4] == other[4] or (*one[:2], one[3]) == (*other[:2], other[3])

@@ -10,7 +10,7 @@ import pytest
 
 from perqueue._outbox import OperatorOutbox
 from perqueue._outbox import look as looking
-from perqueue._outbox.look import NEWEST, Onlooker
+from perqueue._outbox.look import NEWEST, FileOnlooker
 from perqueue.exceptions import OutboxError
 from tests.helpers import Child, environment
 
@@ -27,7 +27,7 @@ def _held_open(path):
 def onlooker(outbox, make_queue):
     """Somebody who looks at the test's outbox from outside; nobody has it open."""
     make_queue(drain=False).close()
-    return Onlooker(outbox)
+    return FileOnlooker(outbox)
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_a_look_writes_nothing(onlooker, abandoned, tmp_path):
 def test_a_writer_is_not_waited_for(outbox, make_queue):
     """A look sees the last commit while another process is in the middle of a transaction."""
     make_queue(drain=False).record("GROUP_A", "USER_1")
-    onlooker = Onlooker(outbox)
+    onlooker = FileOnlooker(outbox)
     with closing(sqlite3.connect(outbox, isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")
         writer.execute("UPDATE perqueue_drain SET accepted = 1")
@@ -84,7 +84,7 @@ def test_a_look_costs_the_same_however_much_there_is(outbox, make_queue, per):
     for number in range(NEWEST + 50):
         queue.record("GROUP_A", f"USER_{number}")
     queue.flush()
-    look = Onlooker(outbox).look()
+    look = FileOnlooker(outbox).look()
     assert (look.position.accepted, len(look.answers)) == (NEWEST + 50, NEWEST)
     with closing(sqlite3.connect(outbox)) as connection:
         for query in (looking._ANSWERS, looking._FAILURES, looking._REFUSALS):

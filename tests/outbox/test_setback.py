@@ -126,6 +126,17 @@ def test_each_set_back_is_noticed_once_and_nothing_else_is(outbox, restore):
                 assert each.epoch == times
 
 
+def test_a_corrected_type_is_no_set_back(outbox):
+    """An operator gives the newest activity, which was refused, another type: it is the same activity."""
+    newest = outbox.append("GROUP", "USER", "WRONG", NOW)
+    settle(outbox, outbox.claim(newest - 1, 1), Event.REJECT)
+    outbox.position()
+    with closing(OperatorOutbox(outbox.path, None, create=False)) as other:
+        assert other.requeue([newest], "RIGHT") == 1
+        assert (outbox.position().pending, other.position().pending) == (2, 2)
+        assert (outbox.epoch, other.epoch) == (0, 0)
+
+
 def test_an_older_copy_moved_into_its_place_is_noticed(outbox, restore, tmp_path):
     """The file may be replaced by another name for the past: after the error claims begin anew."""
     outbox.append("GROUP", "GONE", "TYPE", NOW)
