@@ -21,7 +21,7 @@ class Hold(NamedTuple):
     """Why nothing is sent, for other processes and for the next start."""
 
     kind: str
-    """A value of :class:`perqueue._pace.Gate`."""
+    """A value of :class:`perqueue._delivery.pace.Gate`."""
     reason: str
     until: int
     """No request before this time (milliseconds since the epoch)."""

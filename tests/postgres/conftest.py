@@ -1,7 +1,6 @@
 """An outbox in PostgreSQL for each test, and children that share it."""
 
 import itertools
-import os
 import textwrap
 from types import SimpleNamespace
 
@@ -71,19 +70,6 @@ def recorded(queue):
     except OutboxError:
         return False
     return True
-
-
-def soak(test):
-    """Run a test with `make soak` only: what it tries, others try at less expense."""
-    return pytest.mark.soak(test)
-
-
-def pytest_collection_modifyitems(config, items):
-    """Leave out what takes long."""
-    if "PERQUEUE_SOAK" not in os.environ:
-        long = [item for item in items if item.get_closest_marker("soak")]
-        config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if item not in long]
 
 
 @pytest.fixture

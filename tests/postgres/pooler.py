@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import postgresql
+from tests.helpers import free_port
 
 if TYPE_CHECKING:
     from typing import Self
@@ -42,7 +43,7 @@ class Pooler:
             pytest.skip("pgbouncer is not installed (Debian: pgbouncer)")
         self.folder = Path(tempfile.mkdtemp(prefix="perqueue-bouncer-"))
         self.folder.chmod(0o755)
-        self.port = postgresql.free_port()
+        self.port = free_port()
         self.url = f"postgresql://perqueue:{postgresql.PASSWORD}@127.0.0.1:{self.port}/{schema}"
         settings = self.folder / "settings.ini"
         settings.write_text(

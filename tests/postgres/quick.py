@@ -1,6 +1,6 @@
 """Leases of two seconds: for tests in which a drainer's death must be noticed."""
 
-from perqueue import _drain
+from perqueue._delivery import drain
 from perqueue._outbox.postgres import leases
 
 LEASE = 2.0
@@ -9,7 +9,7 @@ _HEARTBEAT = 0.4
 
 def shorten(replace=setattr):
     """Let drainers of this process have short leases, and extend them and look around as often."""
-    look_around = _drain.Drain._look_around
+    look_around = drain.Drain._look_around
 
     def often(self):
         look_around(self)
@@ -18,4 +18,4 @@ def shorten(replace=setattr):
     replace(leases, "LEASE", LEASE)
     replace(leases, "_LOOK_ASLEEP", LEASE / 2)
     replace(leases, "GIVE_WAY", LEASE / 2)
-    replace(_drain.Drain, "_look_around", often)
+    replace(drain.Drain, "_look_around", often)

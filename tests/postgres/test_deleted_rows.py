@@ -160,3 +160,28 @@ def test_all_is_looked_at_again_when_the_database_has_cleaned_up(open_outbox, da
         until(cleaned, "the deleted rows are gone", 20)
     sweep(drainer, seen)
     assert floor(sql) == drainer._pending_after == 0
+
+
+@pytest.mark.usefixtures("idle")
+def test_a_look_for_room_does_not_go_over_what_was_delivered(open_outbox, sql):
+    """For `max_pending` the pending ones are counted, and not what was deleted and cannot be cleaned up."""
+    from perqueue._outbox.postgres.outbox import _ROOM
+
+    def pages():
+        plan = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + _ROOM
+        ((found,),) = drainer._rows(plan, ("perqueue_pending", 5000))
+        return found[0]["Plan"]["Shared Hit Blocks"]
+
+    drainer = open_outbox()
+    (first,) = append(drainer, 1)
+    settle(drainer, sweep(drainer), Event.DEFER, not_before=62_000)
+    recorded = "INSERT INTO perqueue_pending (billing_id, user_id, activity_type_id, recorded_at)"
+    sql(recorded + " SELECT 'GROUP', 'USER', 'TYPE', 1 FROM generate_series(1, 30000)")
+    sql("ANALYZE perqueue_pending")  # so large that the server prefers the index
+    sql("DELETE FROM perqueue_pending WHERE not_before IS NULL")
+    seen = deliver(drainer, sql, 300)
+    before = pages()
+    assert raised(drainer, sql, seen) == seen
+    assert pages() < before / 2
+    assert drainer._row(_ROOM, ("perqueue_pending", 5000))[0] == 1
+    assert drainer.position().oldest_pending[0] == first

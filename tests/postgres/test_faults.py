@@ -8,8 +8,7 @@ import pytest
 
 from perqueue import OutboxError, PerQueue
 from perqueue.sandbox import Hang, Latency
-from tests import postgresql
-from tests.helpers import repeats, until, users
+from tests.helpers import free_port, repeats, until, users
 from tests.postgres.conftest import recorded
 from tests.postgres.wire import Wire
 
@@ -190,7 +189,7 @@ def arrived(per, group):
 
 def test_the_first_host_that_is_down_is_passed_over(make_queue, outbox, database, per):
     """With several hosts in the URL, the one that takes writes is found."""
-    closed = postgresql.free_port()
+    closed = free_port()
     url = outbox.replace(f"127.0.0.1:{database.port}/", f"127.0.0.1:{closed},127.0.0.1:{database.port}/")
     queue = make_queue(url)
     queue.record("GROUP", "USER").wait(10)

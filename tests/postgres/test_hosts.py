@@ -9,7 +9,6 @@ from perqueue.sandbox import Hang, Latency
 from tests import postgresql
 from tests.helpers import repeats, until, users
 from tests.postgres import namespaces
-from tests.postgres.conftest import soak
 from tests.postgres.quick import LEASE
 from tests.postgres.wire import Wire
 
@@ -122,7 +121,6 @@ def test_a_host_that_is_cut_off_from_the_database_is_replaced(per, hosts, make_q
     other.tell("")
 
 
-@soak
 def test_a_host_that_is_cut_off_from_per_holds_up_nobody(per, hosts, make_queue):
     """What a host had claimed that reaches the database, but not Per, is delivered by another one."""
     recorder = make_queue(hosts.url, drain=False)

@@ -221,6 +221,21 @@ def test_one_probe_at_a_time_for_all_drainers(drainers):
     assert [second.take_probe(), third.take_probe()] == [True, False]
 
 
+def test_a_probe_ends_with_its_term(drainers):
+    """A drainer that probed with a bad token, which is its own trouble, leaves the next probe to another."""
+    from perqueue._outbox.protocol import Hold
+
+    bad, well, _ = drainers
+    hold = Hold(kind="backing_off", reason="HTTP 500", until=0, wait_ms=0)
+    assert bad.set_hold(hold).number == 1
+    assert bad.take_probe()
+    assert bad.set_hold(hold._replace(kind="bad_token")).number == 0
+    assert not well.take_probe()
+    bad.end_term()
+    well._probe_at = float("-inf")
+    assert well.take_probe()
+
+
 def test_trouble_of_one_drainer_is_not_everybodys(drainers):
     """As long as Per answers another drainer, one that gets no answers holds up nobody else."""
     from perqueue._outbox.protocol import Hold

@@ -1,6 +1,7 @@
 """Setting up the tables, and who may open what is there."""
 
 import threading
+from contextlib import closing
 
 import pytest
 
@@ -88,6 +89,44 @@ def test_what_cannot_be_reached_is_told_with_a_remedy(database, options, url, sa
         PerQueue(url.format(port=database.port), **options)
     assert says in str(caught.value)
     assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://user:GEHEIM@[::1/db",
+        "postgresql://user:GEHEIM@host/db?no_such_option=1",
+        "postgresql://user:GEHEIM@host/db%zz",
+    ],
+)
+def test_what_libpq_cannot_read_is_a_mistake_in_the_configuration(options, url):
+    """A URL that will never work is told at once as what it is, without the password."""
+    with pytest.raises(ConfigurationError, match="look at the outbox's URL") as caught:
+        PerQueue(url, **options)
+    assert "GEHEIM" not in str(caught.value)
+
+
+def test_variables_of_libpq_are_obeyed(outbox, monkeypatch):
+    """What the environment tells libpq holds, unless the URL says otherwise."""
+    from perqueue._outbox.postgres.connection import connect
+
+    monkeypatch.setenv("PGAPPNAME", "billing")
+    with closing(connect(DatabaseURL(outbox))) as connection:
+        assert connection.execute("SHOW application_name").fetchone() == ("billing",)
+
+
+def test_several_hosts_in_a_variable_lead_to_the_one_that_takes_writes(database, monkeypatch):
+    """With several hosts in PGHOST, as in the URL, a server that only reads is passed over."""
+    from perqueue._outbox.postgres.connection import connect
+
+    monkeypatch.setenv("PGHOST", "127.0.0.1,127.0.0.1")
+    monkeypatch.setenv("PGPORT", str(database.port))
+    url = DatabaseURL(f"postgresql://perqueue:{SECRET}@/postgres")
+    with closing(connect(url)) as connection:
+        assert connection.info.get_parameters()["target_session_attrs"] == "read-write"
+    monkeypatch.setenv("PGTARGETSESSIONATTRS", "any")
+    with closing(connect(url)) as connection:
+        assert "target_session_attrs" not in connection.info.get_parameters()  # nothing but the variable
 
 
 @pytest.mark.parametrize(

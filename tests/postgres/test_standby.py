@@ -6,7 +6,7 @@ from perqueue import OutboxError, PerQueue
 from perqueue.sandbox import Latency
 from tests import postgresql
 from tests.helpers import repeats, until, users
-from tests.postgres.conftest import recorded, soak
+from tests.postgres.conftest import recorded
 from tests.postgres.wire import Wire
 
 DRAIN = """
@@ -75,7 +75,6 @@ def test_a_promoted_standby_has_all_that_was_acknowledged(per, pair, recorders, 
     assert repeats(per) <= 8 + 100  # what was in flight, or answered and not written down yet
 
 
-@soak
 def test_what_a_standby_never_got_was_not_acknowledged(per, pair, options):
     """While the standby is cut off record() fails as long as commits wait for it; once they do not, what it
     acknowledges is lost with the primary, and that is seen.

@@ -46,6 +46,13 @@ MOST_CONNECTIONS = 5
 """Connections of one process, beside the one of its drain: the server has a hundred, as a rule, for all."""
 _CONNECT_TIMEOUT = 5
 _POLL = 0.001
+_VARIABLES = {
+    "connect_timeout": "PGCONNECT_TIMEOUT",
+    "application_name": "PGAPPNAME",
+    "gssencmode": "PGGSSENCMODE",
+    "target_session_attrs": "PGTARGETSESSIONATTRS",
+}
+"""What may say so, too (PostgreSQL's documentation, libpq, "Environment Variables"); text is always UTF-8."""
 _ON_REQUEST = 2**31
 """Executions after which psycopg prepares a statement unasked; with None it would not even when asked to."""
 
@@ -293,8 +300,18 @@ class Connections:
                 self.give_up(self._ready.popleft())
 
 
+def checked(url: DatabaseURL) -> DatabaseURL:
+    """Return a URL that libpq can read; raise :class:`~perqueue.ConfigurationError` for any other."""
+    try:
+        psycopg.conninfo.conninfo_to_dict(url.dsn)
+    except psycopg.ProgrammingError as error:
+        message = f"outbox {url}: {url.redact(str(error)).strip()} (look at the outbox's URL)"
+        raise ConfigurationError(message) from None  # whose text may hold the password
+    return url
+
+
 def connect(url: DatabaseURL) -> Connection:
-    """Connect, with what makes a dead peer noticed unless the URL says otherwise."""
+    """Connect, with what makes a dead peer noticed unless the URL or a variable says otherwise."""
     given = psycopg.conninfo.conninfo_to_dict(url.dsn)
     wanted: dict[str, Any] = {
         "connect_timeout": _CONNECT_TIMEOUT,
@@ -305,9 +322,13 @@ def connect(url: DatabaseURL) -> Connection:
         "client_encoding": "UTF8",
         "gssencmode": "disable",
     }
-    if "," in str(given.get("host", "")):
+    if "," in str(given.get("host") or os.environ.get("PGHOST", "")):
         wanted["target_session_attrs"] = "read-write"
-    options = {name: value for name, value in wanted.items() if name not in given}
+    options = {
+        name: value
+        for name, value in wanted.items()
+        if name not in given and not os.environ.get(_VARIABLES.get(name, ""))
+    }
     connection = Connection.connect(url.dsn, autocommit=True, prepare_threshold=None, **options)
     try:
         # A pooler tells a number of its own, so that it is asked to cancel, not the server.

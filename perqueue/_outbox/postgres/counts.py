@@ -26,7 +26,6 @@ _HOLD = (
     "o.hold, o.hold_reason, o.hold_wait_ms, o.holds,"
     " (extract(epoch FROM o.hold_until - clock_timestamp()) * 1000)::bigint"
 )
-_COUNT_FEW = f"(SELECT count(*) FROM (SELECT FROM {{pending}} LIMIT {MOST_COUNTED + 1}) AS few)"
 # The oldest that are pending. What is fresh lies behind much that was deleted, if there is any: see floor.py.
 _OLDEST: LiteralString = (
     "((SELECT id, recorded_at FROM perqueue_pending"
@@ -41,7 +40,8 @@ _ESTIMATE = (
 )
 _PENDING = "'perqueue_pending'"
 ROOM = (
-    f"SELECT CASE WHEN most <= {MOST_COUNTED} OR estimate >= most THEN {_COUNT_FEW} END, estimate"
+    f"SELECT CASE WHEN most <= {MOST_COUNTED} OR estimate >= most"
+    f" THEN (SELECT count(*) FROM {{few}} AS few) END, estimate"
     f" FROM (SELECT {_ESTIMATE.format(name='?::text')} AS estimate, ?::bigint AS most) AS e"
 )
 """How many are pending, for :func:`as_counted`, given the table's name and how many may be.
@@ -49,11 +49,12 @@ ROOM = (
 They are counted only where that matters: what vacuum may not remove, because somebody's transaction stays
 open, is passed over one by one, and ``record()`` cannot wait for that.
 """
+OLDEST_FEW = _OLDEST.format(where="", limit=MOST_COUNTED + 1)
 _POSITION = (
     "SELECT o.accepted + (SELECT coalesce(sum(accepted), 0) FROM perqueue_drainer)::bigint, o.rejected,"
     " o.discarded, o.damaged, o.rejections, o.refusal_streak, o.refusal_reason, o.probe_requests,"
     " (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM perqueue_pending_id_seq),"
-    f" (SELECT count(*) FROM {_OLDEST.format(where='', limit=MOST_COUNTED + 1)} AS few),"
+    f" (SELECT count(*) FROM {OLDEST_FEW} AS few),"
     f" {_ESTIMATE.format(name=_PENDING)},"
     f" (SELECT pid {_ALIVE} ORDER BY since LIMIT 1), p.id, p.recorded_at, l.*, {_HOLD}"
     " FROM perqueue_outbox o"

@@ -9,9 +9,10 @@ import time
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from perqueue._outbox.postgres.counts import ROOM, as_counted
+from perqueue._outbox.postgres.counts import MOST_COUNTED, ROOM, as_counted
 from perqueue._outbox.postgres.leases import WAKE
 from perqueue._outbox.postgres.settling import SettledSession
+from perqueue._words import counted
 from perqueue.exceptions import ConfigurationError, OutboxFull
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ _ROOM_INTERVAL = 5.0
 
 # Which outbox is asked first, by a statement that cannot fail: a failed one ends the transaction.
 _WHICH = "SELECT to_regclass(?)::text"
-_ROOM = ROOM.format(pending="{schema}.perqueue_pending")
+# An application that joins may see numbers only, not which of them wait: it cannot skip what was deleted.
+_ROOM = ROOM.format(few=f"(SELECT FROM {{schema}}.perqueue_pending LIMIT {MOST_COUNTED + 1})")
 _JOIN = (
     "WITH recorded AS ("
     "INSERT INTO {schema}.perqueue_pending (billing_id, user_id, activity_type_id, recorded_at)"
@@ -109,7 +111,7 @@ class JoinedSession(SettledSession):
         self._room_until = time.monotonic() + _ROOM_INTERVAL
         if self._room < 0:
             message = (
-                f"the outbox holds {pending} undelivered activities, and max_pending is"
+                f"the outbox holds {counted(pending, 'undelivered activity')}, and max_pending is"
                 f" {self._max_pending}: nothing was stored; `perqueue status` says why they wait"
             )
             raise OutboxFull(message)

@@ -71,6 +71,7 @@ _FOLD = (
 )
 _FOLD_DEAD = _FOLD.format("alive_until < clock_timestamp() - %s * interval '1 second'")
 _FOLD_OWN = _FOLD.format("owner = %s")
+_LET_GO_OF_PROBE = "UPDATE perqueue_outbox SET probe_owner = NULL, probe_until = NULL WHERE probe_owner = %s"
 _LET_GO = "UPDATE perqueue_pending SET owner = NULL WHERE id = ANY(%s::bigint[]) AND owner = %s RETURNING id"
 _TAKE_PROBE = (
     "UPDATE perqueue_outbox SET probe_owner = %s, probe_until = clock_timestamp() + %s * interval '1 second'"
@@ -120,6 +121,7 @@ class LeasedSession(CountedSession):
         if owner is not None:
             with suppress(OutboxError):
                 self._rows(_FOLD_OWN, (owner,))
+                self._rows(_LET_GO_OF_PROBE, (owner,))
                 if self._claimed and self._rows(_LET_GO, (list(self._claimed), owner)):
                     self._tell_others()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, LiteralString
 
-from perqueue._outbox.postgres.counts import NOW_MS, ROOM, age_ms, as_counted
+from perqueue._outbox.postgres.counts import NOW_MS, OLDEST_FEW, ROOM, age_ms, as_counted
 from perqueue._outbox.postgres.joining import FOREVER, JoinedSession
 from perqueue._outbox.postgres.leases import WAKE
 from perqueue._outbox.sweep import Sweep
@@ -24,7 +24,7 @@ _APPEND: LiteralString = (
 )
 _WAKE: LiteralString = f", {WAKE.format(drainer='perqueue_drainer').replace('?', '%s')}"
 _ONCE: LiteralString = "SELECT perqueue_record_once(%s, %s, %s, %s, %s, %s)"
-_ROOM = ROOM.format(pending="perqueue_pending").replace("?", "%s")
+_ROOM = ROOM.format(few=OLDEST_FEW).replace("?", "%s")
 _STANDING = (
     "SELECT c.activity_id FROM perqueue_coalesced c"
     " WHERE (window_end, window_start, billing_id, user_id, activity_type_id) = (%s, %s, %s, %s, %s)"

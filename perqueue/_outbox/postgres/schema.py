@@ -112,8 +112,7 @@ CREATE TABLE perqueue_outbox (
     probe_requests bigint NOT NULL DEFAULT 0,
     pending_after bigint NOT NULL DEFAULT 0,
     probe_owner bigint,
-    probe_until timestamptz,
-    pruned_at timestamptz
+    probe_until timestamptz
 ) WITH (fillfactor = 20)
 """
 

@@ -12,6 +12,7 @@ from perqueue import _fork, _threads
 from perqueue._outbox.postgres.connection import (
     PATIENCE,
     Connections,
+    checked,
     database_errors,
     outbox_error,
 )
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 _OPENING_PATIENCE = 5.0
 """Seconds to wait for the first connection: a program that starts can wait longer than one that records."""
+_TRIES = 3
+"""Connections to try, one after the other, if the server ends each in the moment in which it is used."""
 thread_id = _threads.original("_thread", "get_ident")
 """Who one is, whatever gevent has patched."""
 
@@ -39,7 +42,7 @@ class Session:
     """Seconds that a statement may take. Who only looks, on somebody's command, can wait longer."""
 
     def __init__(self, url: DatabaseURL, origin: str | None, *, create: bool) -> None:
-        self._url = url
+        self._url = checked(url)
         self._shared = Connections(url)
         self._drains = Connections(url, most=1)
         self._begin_afresh()
@@ -82,16 +85,21 @@ class Session:
     ) -> list[Any]:
         """Run one statement, committed at once, and return its rows."""
         # Written out for record(): each context manager would cost it a percent.
+        tries = _TRIES
         try:
-            own, connection = self._take()
-            try:
-                rows = connection.run(query, values, prepare=prepare, patience=patience or self._patience)
-            finally:
-                if not own:
-                    self._shared.give_back(connection)
+            while True:
+                own, connection = self._take()
+                try:
+                    return connection.run(query, values, prepare=prepare, patience=patience or self._patience)
+                except psycopg.errors.IdleSessionTimeout:  # so the server never saw the statement
+                    tries -= 1
+                    if not tries:
+                        raise
+                finally:
+                    if not own:
+                        self._shared.give_back(connection)
         except psycopg.Error as error:
             raise outbox_error(self._url, error) from None  # whose text may hold the password
-        return rows
 
     def _row(
         self, query: LiteralString, values: Params = (), *, patience: float | None = None
