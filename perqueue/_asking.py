@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
+
+from perqueue._lifetime import Lifetime
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from perqueue._audit import ActivityRecord, Attempt
-    from perqueue._client import Reporter
     from perqueue._clock import Clock
     from perqueue._reconcile import Reconciliation
     from perqueue._report import Report
-    from perqueue._settings import Settings
 
 
-class Asking:
+class Asking(Lifetime):
     """The questions of :class:`perqueue.PerQueue`: none of them has to do with recording or delivering."""
 
     _clock: Clock
-    _closed: bool
-    _reporter: Reporter
-    _settings: Settings
-
-    def _refuse(self) -> NoReturn:
-        raise NotImplementedError
 
     def get_report(self, start: datetime | str | None = None, end: datetime | str | None = None) -> Report:
         """Ask Per for the usage report, now; see :meth:`perqueue.AsyncPerClient.get_report`.

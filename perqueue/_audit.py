@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
-from perqueue._clock import datetime_from_ms, ms_from_datetime
+from perqueue._clock import moment_from_ms, ms_from_datetime
 from perqueue._outbox import Filter, open_trail
 from perqueue._report import checked_moment
 from perqueue.exceptions import ConfigurationError
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from perqueue._outbox import Traced, Try
 
 HISTORY_LIMIT = 10_000
-_LAST_MOMENT = 253_402_300_799_000
-"""The end of the year 9999, which datetime can still show."""
 
 StateName = Literal["pending", "accepted", "rejected", "discarded", "damaged"]
 
@@ -139,9 +137,3 @@ def _ms(name: str, value: datetime | str | None) -> int | None:
     if moment is None:
         return None
     return ms_from_datetime(moment) + (name == "until" and moment.microsecond % 1000 > 0)
-
-
-def moment_from_ms(milliseconds: int) -> datetime:
-    """Turn what is stored into an aware datetime, whatever it is."""
-    # A damaged one may be any number: it is shown as damaged, at the nearest time that there is.
-    return datetime_from_ms(min(max(milliseconds, 0), _LAST_MOMENT))

@@ -78,7 +78,7 @@ class AsyncPerClient:
             verify=verify,
             transport=transport,
         )
-        from perqueue._wire import Wire
+        from perqueue._wire.exchange import Wire
 
         self._wire = Wire(self._settings)
 

@@ -29,12 +29,20 @@ class Clock:
 
 
 SYSTEM_CLOCK = Clock()
+LAST_MOMENT = 253_402_300_799_000
+"""The end of the year 9999, which datetime can still show, in milliseconds since the epoch."""
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 def datetime_from_ms(milliseconds: int) -> datetime:
     """Turn the outbox's unit into an aware UTC datetime."""
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def moment_from_ms(milliseconds: int) -> datetime:
+    """Turn what is stored into an aware UTC datetime, whatever it is."""
+    # A damaged one may be any number: it is shown as the nearest time that there is.
+    return datetime_from_ms(min(max(milliseconds, 0), LAST_MOMENT))
 
 
 def ms_from_datetime(moment: datetime) -> int:

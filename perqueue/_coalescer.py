@@ -17,6 +17,19 @@ _LOOK_INTERVAL_MS = 100
 """How often, at most, it is looked whether another process had an activity refused."""
 
 
+class _Remembered:
+    """What stands in one window; threads share it without a lock, and replace it only by an empty one."""
+
+    __slots__ = ("ends", "ids", "refusals", "starts")
+
+    def __init__(self, starts: int, ends: int, refusals: int) -> None:
+        self.starts = starts
+        self.ends = ends
+        self.refusals = refusals
+        """How often Per had refused something, as of the latest look: what it refused stands for no other."""
+        self.ids: dict[Key, int] = {}
+
+
 class Coalescer:
     """Finds the one delivery of a (billing ID, user ID, activity type) in each UTC-aligned window.
 
@@ -26,28 +39,25 @@ class Coalescer:
     def __init__(self, window: timedelta, outbox: Outbox) -> None:
         self._window_ms = int(window.total_seconds() * 1000)
         self._outbox = outbox
-        self._standing: dict[Key, int] = {}
-        self._ends = self._starts = 0
+        self._remembered = _Remembered(0, 0, 0)
         self._look_at = 0
-        self._refusals = 0
 
     def standing(self, key: Key, now: int) -> int | None:
         """Return the ID of the activity that stands for a key at a time, if it is remembered here."""
-        if self._starts <= now < self._ends and abs(now - self._look_at) < _LOOK_INTERVAL_MS:
-            return self._standing.get(key)
+        remembered = self._remembered
+        if remembered.starts <= now < remembered.ends and abs(now - self._look_at) < _LOOK_INTERVAL_MS:
+            return remembered.ids.get(key)
         with suppress(OutboxError):  # whoever records is told
-            self._look_around(now)
-            return self._standing.get(key)
+            return self._look_around(now).ids.get(key)
         return None
 
-    def _look_around(self, now: int) -> None:
+    def _look_around(self, now: int) -> _Remembered:
         refusals = self._outbox.refusals()
-        starts = now - now % self._window_ms
-        if starts != self._starts or refusals != self._refusals:
-            self.forget()
-        self._starts, self._ends = starts, starts + self._window_ms
-        self._refusals = refusals
+        remembered, (starts, ends) = self._remembered, self.window(now)
+        if starts != remembered.starts or ends != remembered.ends or refusals != remembered.refusals:
+            self._remembered = remembered = _Remembered(starts, ends, refusals)
         self._look_at = now
+        return remembered
 
     def window(self, now: int) -> tuple[int, int]:
         """Return beginning and end of the window that a time is in."""
@@ -56,14 +66,16 @@ class Coalescer:
 
     def record(self, key: Key, now: int) -> int:
         """Commit one activity unless another stands for it, and remember which does."""
-        starts, _ = window = self.window(now)
+        window = self.window(now)
+        if len(self._remembered.ids) >= _MOST_KEYS:
+            self.forget()
+        remembered = self._remembered  # before: if Per refuses it meanwhile, it is forgotten with these
         activity_id = self._outbox.append_once(key, window, now)
-        if starts == self._starts:
-            if len(self._standing) >= _MOST_KEYS:
-                self.forget()
-            self._standing[key] = activity_id
+        if window[0] == remembered.starts:
+            remembered.ids[key] = activity_id
         return activity_id
 
     def forget(self) -> None:
         """Ask the outbox anew: one that Per refused stands for no other."""
-        self._standing = {}
+        known = self._remembered
+        self._remembered = _Remembered(known.starts, known.ends, known.refusals)

@@ -12,8 +12,8 @@ from perqueue import _threads
 
 if TYPE_CHECKING:
     from perqueue._client import Reporter
+    from perqueue._delivery.worker import Worker
     from perqueue._outbox import Outbox
-    from perqueue._worker import Worker
 
 log = logging.getLogger("perqueue")
 

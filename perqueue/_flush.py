@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from perqueue import _threads
 from perqueue._receipt import check_epoch, pause_error
 from perqueue._settings import checked_timeout
-from perqueue.exceptions import ActivityRejected, FlushTimeout, OutboxError
+from perqueue.exceptions import ActivityRejected, FlushTimeout, OutboxError, QueueClosed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from perqueue._outbox import Outbox, Position
+    from perqueue._receipt import Waiters
 
 _MOST_NAMED = 100
 _COUNT_LIMIT = 10_000
@@ -42,7 +45,10 @@ class Told:
 
 
 class Flush:
-    """One flush under way, of everything that is pending when it is made."""
+    """One flush under way, of everything that is pending when it is made.
+
+    It ends with :class:`QueueClosed` once ``closed`` says so.
+    """
 
     def __init__(
         self,
@@ -50,12 +56,14 @@ class Flush:
         told: Told,
         timeout: float | None,
         *,
+        closed: Callable[[], bool],
         nudge: Callable[[], object],
         why_pending: Callable[[], str],
     ) -> None:
+        self._closed = closed
         self._outbox = outbox
         self._told = told
-        self._timeout = checked_timeout("timeout", timeout)
+        self._timeout = timeout = checked_timeout("timeout", timeout)
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._nudge: Callable[[], object] | None = nudge
         self._why_pending = why_pending
@@ -68,8 +76,46 @@ class Flush:
         # As they are now: of several flushes at a time, each raises what happens to it.
         self._rejections, self._damaged = told.rejections, told.damaged
 
-    def done(self) -> bool:
-        """Tell whether everything is settled; raise if that was a refusal, or cannot be in time."""
+    def run(self, waiters: Waiters) -> None:
+        """Wait, in this thread, until everything is settled; raise if that was no acceptance, or is late."""
+        happened = _threads.new_event()
+
+        def listen(_: object) -> None:
+            happened.set()
+
+        waiters.add(None, listen)
+        try:
+            while not self._done():
+                happened.wait(self._next_look())
+                happened.clear()
+        finally:
+            waiters.remove(None, listen)
+
+    async def arun(self, waiters: Waiters) -> None:
+        """Do as :meth:`run`, without blocking the event loop."""
+        import asyncio  # whoever awaits has it loaded
+
+        loop = asyncio.get_running_loop()
+        happened = asyncio.Event()
+
+        def listen(_: object) -> None:
+            with suppress(RuntimeError):  # that loop was closed: nobody waits any more
+                loop.call_soon_threadsafe(happened.set)
+
+        waiters.add(None, listen)
+        try:
+            while not self._done():
+                alarm = loop.call_later(self._next_look(), happened.set)
+                await happened.wait()
+                alarm.cancel()
+                happened.clear()
+        finally:
+            waiters.remove(None, listen)
+
+    def _done(self) -> bool:
+        if self._closed():
+            message = "the queue was closed while flushing; what is undelivered stays in the outbox"
+            raise QueueClosed(message)
         position = self._position()
         while position.oldest_pending is None or position.oldest_pending[0] > self._target:
             if position.rejections == self._rejections:
@@ -92,7 +138,7 @@ class Flush:
         check_epoch(self._epoch, self._outbox.epoch)
         return position
 
-    def wait(self) -> float:
+    def _next_look(self) -> float:
         """Return the seconds until the next look, if nothing happens before."""
         left = 0.5 if self._deadline is None else self._deadline - time.monotonic()
         return min(0.5, max(0.0, left))

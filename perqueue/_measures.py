@@ -163,7 +163,7 @@ class Measures:
 
 
 class Deliverer(Protocol):
-    """Delivers activities (see :class:`perqueue._worker.Deliverer`)."""
+    """Delivers activities (see :class:`perqueue._delivery.worker.Deliverer`)."""
 
     async def deliver(self, activity: Activity) -> Outcome: ...
 

@@ -48,7 +48,7 @@ class Book:
     """
 
     def __init__(self) -> None:
-        self._queues: dict[int, weakref.ref[Reported]] = {}
+        self._queues: weakref.WeakValueDictionary[int, Reported] = weakref.WeakValueDictionary()
         # Kept when a queue is closed: a job of seconds is collected once, when it is over.
         self._measures: dict[Where, Measures] = {}
         self._readings: dict[Where, Reading] = {}
@@ -66,13 +66,8 @@ class Book:
 
     def add(self, queue: Reported, where: Where) -> Measures:
         """Report a queue from now on; its measures are those of all queues of this process on one outbox."""
-        key, queues = id(queue), self._queues
-        queues[key] = weakref.ref(queue, lambda _: queues.pop(key, None))
+        self._queues[id(queue)] = queue
         return self._measures.setdefault(where, Measures())
-
-    def remove(self, queue: Reported) -> None:
-        """Report it no more, except for what this process did."""
-        self._queues.pop(id(queue), None)
 
     def forget(self) -> None:
         """In a forked child: what the parent did is the parent's to report."""
@@ -102,14 +97,14 @@ class Book:
 
     def _look(self) -> dict[Where, Reading]:
         readings: dict[Where, Reading] = {}
-        for reference in list(self._queues.values()):
+        for reference in self._queues.valuerefs():  # a copy: others add and drop queues meanwhile
             queue = reference()
             if queue is None:
                 continue
             try:
                 reading = queue._reading()  # noqa: SLF001
             except PerQueueError:
-                continue  # locked, damaged, closed just now: a gap says that nothing is known
+                continue  # closed, locked or damaged: a gap says that nothing is known
             other = readings.get(reading.where)
             if other is None or (reading.drains and not other.drains):
                 readings[reading.where] = reading
@@ -183,9 +178,3 @@ def _book(provider: MeterProvider | None) -> Book:
         book.open(given.get_meter("perqueue", __version__), key)
         _books.setdefault(key, (given, book))  # of two threads at once, one's is used by both
     return _books[key][1]
-
-
-def withdraw(queue: Reported) -> None:
-    """Report a queue no more that has been reported; what this process did with it stays."""
-    for _, book in list(_books.values()):
-        book.remove(queue)

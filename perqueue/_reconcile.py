@@ -238,10 +238,10 @@ def _riddle(per: int, count: Count, *, complete: bool) -> str:
     if per > count.most and not complete:
         return f"Per counts {per - count.most} more than the rest of the trail can account for"
     if per > count.most:
-        return (
-            f"Per counts {per - count.most} more than this outbox can have sent:"
-            " something else feeds the same account"
-        )
+        text = f"Per counts {per - count.most} more than is known to be sent from this outbox:"
+        text += " something else feeds the same account"
+        # Of a request that was under way then, nobody was left to write anything down.
+        return f"{text}, or a process was killed while it sent" if count.late or count.pending else text
     return (
         f"Per counts {count.least - per} fewer than it accepted from here:"
         " its clock differs, or `perqueue history` has the transaction IDs to ask about"

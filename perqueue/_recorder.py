@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 import weakref
 from contextlib import suppress
 from time import perf_counter
@@ -15,20 +14,18 @@ from perqueue._activity import Activity, checked_id
 from perqueue._asking import Asking
 from perqueue._client import Reporter
 from perqueue._clock import SYSTEM_CLOCK
-from perqueue._flush import DEFAULT, Default, Flush, Told
+from perqueue._flush import Told
 from perqueue._joining import Entry, ajoin, explain_lock, join
 from perqueue._observer import Observer
 from perqueue._outbox import open_outbox
-from perqueue._receipt import Receipt, Waiters
+from perqueue._receipt import Receipt
 from perqueue._settings import is_address, resolve_settings
 from perqueue._stats import DrainState
 from perqueue._status import describe
 from perqueue.exceptions import (
-    ActivityRejected,
     InvalidActivity,
     OutboxError,
     PerQueueError,
-    QueueClosed,
 )
 
 if TYPE_CHECKING:
@@ -36,20 +33,16 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
     from datetime import timedelta
-    from types import TracebackType
-    from typing import Self
 
     import httpx
     from opentelemetry.metrics import MeterProvider
 
     from perqueue._coalescer import Coalescer
+    from perqueue._delivery.worker import Worker
     from perqueue._instruments import Reading, Where
     from perqueue._measures import Measures
-    from perqueue._outbox import Settled
-    from perqueue._receipt import Listener
     from perqueue._settings import RetryPolicy, Token
     from perqueue._stats import Stats
-    from perqueue._worker import Worker
 
 log = logging.getLogger("perqueue")
 
@@ -92,7 +85,7 @@ class PerQueue(Asking):
         cut about 0.1 s later; "power" survives a power cut from that moment, for one fsync, which
         concurrent callers share.
     :param keep_delivered: how long settled activities stay as the audit trail, at least one hour
-            (default: 35 days).
+        (default: 35 days).
     :param max_pending: ``record()`` raises :class:`~perqueue.OutboxFull` beyond.
     :param flush_timeout: seconds, for ``flush()`` and ``with``; None waits without limit.
     :param exit_timeout: seconds to deliver at interpreter exit without ``close()``, and for requests in
@@ -181,7 +174,7 @@ class PerQueue(Asking):
         self._reporter = Reporter(settings)
         self._worker: Worker | None = None
         if settings.drain:
-            from perqueue._worker import warm_up
+            from perqueue._delivery.worker import warm_up
 
             warm_up(settings)
         self._outbox = open_outbox(
@@ -208,8 +201,7 @@ class PerQueue(Asking):
             from perqueue import _metrics
 
             self._measures = _metrics.report(self, self._where(), settings.meter_provider)
-        self._finalizer = weakref.finalize(self, _ending.end_elsewhere, self._outbox, None, self._reporter)
-        self._finalizer.atexit = False
+        self._finalizer = self._end_when_dropped(None)
         self._closed = False
         if settings.drain or settings.on_stalled is not None:  # who only records may look if others deliver
             self._make_worker()
@@ -346,94 +338,16 @@ class PerQueue(Asking):
         self._observer.call_back("on_record_error", error)
         return Receipt(0, self._self, error)
 
-    def _refuse(self) -> NoReturn:
-        message = "the queue is closed"
-        raise QueueClosed(message)
-
-    # -- waiting
-
-    def flush(self, timeout: float | Default | None = DEFAULT) -> None:
-        """Return once Per has accepted everything that is pending now.
-
-        ``timeout`` is in seconds (default: ``flush_timeout``); None waits without limit. Raises
-        :class:`~perqueue.FlushTimeout` (the rest stays in the outbox),
-        :class:`~perqueue.AuthenticationError` at once if a fresh try shows that the token is refused,
-        :class:`~perqueue.ActivityRejected` once for what Per has refused since the previous flush, or
-        :class:`~perqueue.OutboxError`, also once for rows that were found to be damaged.
-        """
-        flush = self._new_flush(timeout)
-        happened = _threads.new_event()
-
-        def listen(_: object) -> None:
-            happened.set()
-
-        self._observer.waiters.add(None, listen)
-        try:
-            while not self._flushed(flush):
-                happened.wait(flush.wait())
-                happened.clear()
-        finally:
-            self._observer.waiters.remove(None, listen)
-
-    async def aflush(self, timeout: float | Default | None = DEFAULT) -> None:  # noqa: ASYNC109
-        """Do as :meth:`flush`, without blocking the event loop."""
-        import asyncio
-
-        loop = asyncio.get_running_loop()
-        flush = self._new_flush(timeout)
-        happened = asyncio.Event()
-
-        def listen(_: object) -> None:
-            with suppress(RuntimeError):  # that loop was closed: nobody waits any more
-                loop.call_soon_threadsafe(happened.set)
-
-        self._observer.waiters.add(None, listen)
-        try:
-            while not self._flushed(flush):
-                alarm = loop.call_later(flush.wait(), happened.set)
-                await happened.wait()
-                alarm.cancel()
-                happened.clear()
-        finally:
-            self._observer.waiters.remove(None, listen)
-
-    def _new_flush(self, timeout: float | Default | None) -> Flush:
-        self._not_from_callback()
-        if self._closed:
-            self._refuse()
-        return Flush(
-            self._outbox,
-            self._told,
-            self._settings.flush_timeout if isinstance(timeout, Default) else timeout,
-            nudge=self._nudge,
-            why_pending=self._why_pending,
-        )
-
-    def _flushed(self, flush: Flush) -> bool:
-        if self._closed:
-            message = "the queue was closed while flushing; what is undelivered stays in the outbox"
-            raise QueueClosed(message)
-        try:
-            return flush.done()
-        except (ActivityRejected, OutboxError):
-            if self._coalescer is not None:
-                self._coalescer.forget()  # what comes next stands for itself
-            raise
-
-    def _nudge(self) -> None:
-        self._follower().nudge()
+    # -- parts that are made when needed
 
     def _follower(self) -> Worker:
         """Return the worker; a queue that does not drain has one only to hear what others settle."""
-        if self._worker is None:
-            self._make_worker()
-        assert self._worker is not None  # noqa: S101 - for the type checker
-        return self._worker
+        return self._worker or self._make_worker()
 
-    def _make_worker(self) -> None:
+    def _make_worker(self) -> Worker:
+        from perqueue._delivery.worker import Worker
         from perqueue._measures import MeasuredDeliverer
-        from perqueue._wire import Wire  # loads asyncio
-        from perqueue._worker import Worker
+        from perqueue._wire.exchange import Wire  # loads asyncio
 
         settings, measures = self._settings, self._measures
         worker = Worker(
@@ -447,45 +361,19 @@ class PerQueue(Asking):
             drain=settings.drain,
             policy=settings.retry,
             max_in_flight=settings.max_in_flight,
+            request_timeout=settings.request_timeout,
             keep_delivered_ms=int(settings.keep_delivered.total_seconds() * 1000),
             clock=self._clock,
         )
         self._finalizer.detach()
-        self._finalizer = weakref.finalize(self, _ending.end_elsewhere, self._outbox, worker, self._reporter)
-        self._finalizer.atexit = False
+        self._finalizer = self._end_when_dropped(worker)
         self._worker = worker
+        return worker
 
-    def _not_from_callback(self) -> None:
-        worker = self._worker
-        if worker is not None and _threads.is_current(worker.thread):
-            message = "a perqueue callback must not wait: it runs on the thread that would end the wait"
-            raise PerQueueError(message)
-
-    # What a receipt asks (_receipt.ReceiptOffice)
-
-    def _outcome(self, activity_id: int) -> Settled | None:
-        return self._outbox.settled([activity_id]).get(activity_id)
-
-    def _epoch(self) -> int:
-        return self._outbox.epoch
-
-    def _watch(self, activity_id: int, listener: Listener) -> int:
-        self._not_from_callback()
-        if self._closed:
-            self._refuse()
-        pauses = self._outbox.position().pauses
-        self._observer.waiters.add(activity_id, listener)
-        self._nudge()
-        return pauses
-
-    def _unwatch(self, activity_id: int, listener: Listener) -> None:
-        self._observer.waiters.remove(activity_id, listener)
-
-    def _why_pending(self) -> str:
-        stats = self.stats()
-        if stats.state is DrainState.OFF:
-            return "this process only records; does one run that delivers (perqueue drain)?"
-        return str(stats.state).replace("_", " ") + (f": {stats.reason}" if stats.reason else "")
+    def _end_when_dropped(self, worker: Worker | None) -> weakref.finalize[..., PerQueue]:
+        finalizer = weakref.finalize(self, _ending.end_elsewhere, self._outbox, worker, self._reporter)
+        finalizer.atexit = False  # the end of the interpreter is announced: deliver_at_exit()
+        return finalizer
 
     # -- asking
 
@@ -520,104 +408,6 @@ class PerQueue(Asking):
         from perqueue._instruments import Where
 
         return Where(self._settings.outbox, self._outbox.outbox_id)
-
-    # -- ending
-
-    def close(self) -> None:
-        """Stop; what is not delivered stays on disk for the next start.
-
-        Requests in flight get ``exit_timeout`` seconds to be answered. Idempotent, from any thread.
-        """
-        self._close(self._settings.exit_timeout)
-
-    async def aclose(self) -> None:
-        """Do as :meth:`close`, without blocking the event loop."""
-        import asyncio
-
-        await asyncio.to_thread(self.close)
-
-    def _close(self, grace: float) -> None:
-        with self._close_lock:
-            if self._closed:
-                return
-            self._closed = True
-        _fork.withdraw(self)
-        _ending.closed(self)
-        if self._measures is not None:
-            from perqueue._metrics import withdraw  # loaded, by what has made the measures
-
-            withdraw(self)
-        self._finalizer.detach()
-        worker = self._worker
-        if worker is not None and _threads.is_current(worker.thread):
-            # From a callback: the thread must end before the outbox is closed.
-            _ending.end_elsewhere(self._outbox, worker, self._reporter, grace)
-        else:
-            _ending.end(self._outbox, worker, self._reporter, grace)
-        error = QueueClosed("the queue was closed; what is undelivered stays in the outbox")
-        self._observer.waiters.tell_all(error)
-
-    def deliver_at_exit(self, began: float) -> None:
-        """Deliver for what is left of ``exit_timeout``, then close; called when the interpreter exits."""
-        deadline = began + self._settings.exit_timeout
-        worker = self._worker
-        try:
-            if worker is not None and worker.started and self._settings.drain and not worker.standby:
-                self.flush(max(0.0, deadline - time.monotonic()))
-        except PerQueueError as error:
-            log.debug("at exit: %s", error)
-        self._close(max(0.0, deadline - time.monotonic()))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if self._flushes_on_leaving(kind):
-                self.flush()
-        except PerQueueError:
-            if kind is None:
-                raise
-        finally:
-            self.close()
-
-    def _flushes_on_leaving(self, kind: type[BaseException] | None) -> bool:
-        if self._closed or not (kind is None or issubclass(kind, Exception)):
-            return False
-        # A queue that only records can make nothing happen: it waits if another process delivers just now.
-        return self._settings.drain or self._outbox.is_drained() is not False
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if self._flushes_on_leaving(kind):
-                await self.aflush()
-        except PerQueueError:
-            if kind is None:
-                raise
-        finally:
-            await self.aclose()
-
-    # -- around a fork, see perqueue._fork
-
-    def before_fork(self) -> None:
-        """Nothing to do: the outbox closes itself."""
-
-    def after_fork_in_parent(self) -> None:
-        """Nothing to do."""
-
-    def after_fork_in_child(self) -> None:
-        """Forget the parent's threads, and who waited in it."""
-        self._close_lock = _threads.RLock()
-        self._observer.waiters = Waiters()
-        if self._worker is not None:
-            self._worker.abandon()
 
 
 def _weak_more(reference: weakref.ref[PerQueue]) -> Callable[..., None]:

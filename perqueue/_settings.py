@@ -115,7 +115,7 @@ def resolve_settings(environ: Mapping[str, str] = os.environ, **options: Any) ->
     resolved["outbox"] = outbox_place(options["outbox"] or environ.get("PERQUEUE_OUTBOX"))
     drain = options["drain"]
     if drain is None:
-        drain = _flag(environ.get("PERQUEUE_DRAIN") or "true")
+        drain = flag(environ.get("PERQUEUE_DRAIN") or "true")
     resolved["drain"] = _bool("drain", drain)
     if resolved["drain"] and resolved["activity_token"] is None:
         message = (
@@ -197,7 +197,9 @@ def _client_options(environ: Mapping[str, str], options: Mapping[str, Any]) -> d
         resolved["activity_type_id"] = None if kind is None else checked_id("activity_type_id", kind)
     except InvalidActivity as error:
         raise ConfigurationError(str(error)) from None
-    resolved["base_url"] = _base_url(options["base_url"] or environ.get("PER_BASE_URL") or DEFAULT_BASE_URL)
+    resolved["base_url"] = checked_base_url(
+        options["base_url"] or environ.get("PER_BASE_URL") or DEFAULT_BASE_URL
+    )
     resolved["request_timeout"] = _seconds("request_timeout", options["request_timeout"])
     resolved["proxy"] = _proxy(options["proxy"])
     resolved["verify"] = _verify(options["verify"])
@@ -208,7 +210,8 @@ def _client_options(environ: Mapping[str, str], options: Mapping[str, Any]) -> d
     return resolved
 
 
-def _base_url(url: object) -> str:
+def checked_base_url(url: object) -> str:
+    """Return the address of a Per without a slash at its end, or raise :class:`ConfigurationError`."""
     if not isinstance(url, str) or not url.isascii() or not url.isprintable() or " " in url:
         message = "base_url must be an ASCII URL without spaces (an international host name: in punycode)"
         raise ConfigurationError(message)
@@ -351,7 +354,8 @@ def _bool(name: str, value: object) -> bool:
     return value
 
 
-def _flag(text: str) -> bool:
+def flag(text: str) -> bool:
+    """Return what ``PERQUEUE_DRAIN`` says, or raise :class:`ConfigurationError`."""
     word = text.strip().lower()
     if word not in _TRUE | _FALSE:
         message = "PERQUEUE_DRAIN must be true or false"

@@ -9,8 +9,8 @@ from perqueue._clock import datetime_from_ms
 from perqueue._stats import DrainState, Gate, Stats
 
 if TYPE_CHECKING:
+    from perqueue._delivery.worker import Worker
     from perqueue._outbox import Hold, Position
-    from perqueue._worker import Worker
 
 
 MONTH_END_NEAR = timedelta(hours=24)

@@ -28,6 +28,7 @@ from perqueue import _ending
 from perqueue._audit import ActivityRecord, history
 from perqueue._recorder import PerQueue
 from perqueue._settings import RetryPolicy, outbox_place
+from perqueue._words import counted
 from perqueue.exceptions import ConfigurationError, OutboxMismatch, PerQueueError, QueueClosed
 from perqueue.sandbox import (
     BadToken,
@@ -274,9 +275,10 @@ def assert_delivered(
         except TimeoutError:
             break
     faults = ", ".join(fault["name"] for fault in per.state()["faults"]) or "none"
+    requests = counted(per.requests, "request")
     raise AssertionError(
         f"Per has accepted none with {_words(wanted)} within {timeout:g} s\n"
-        f"{_listed('accepted', activities, wanted)}\n{per!r}, {per.requests} requests, faults: {faults}"
+        f"{_listed('accepted', activities, wanted)}\n{per!r}, {requests}, faults: {faults}"
     )
 
 

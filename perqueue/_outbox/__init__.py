@@ -1,7 +1,7 @@
 """Durable storage of activities and their outcomes."""
 
 from perqueue._outbox.open import (
-    AnOnlooker,
+    Onlooker,
     Operator,
     bring_up_to_date,
     examine_database,
@@ -16,13 +16,13 @@ from perqueue._outbox.sqlite import SQLiteOutbox
 from perqueue._outbox.trail import Filter, Traced, Try
 
 __all__ = [
-    "AnOnlooker",
     "DrainLock",
     "Filter",
     "Hold",
     "Key",
     "Load",
     "News",
+    "Onlooker",
     "Operator",
     "OperatorOutbox",
     "Outbox",

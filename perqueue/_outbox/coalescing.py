@@ -61,11 +61,11 @@ class CoalescedSession(ClaimedSession):
             with self._committing(connection):
                 standing = self._standing(connection, values)  # another process may have been faster
                 if standing is None:
-                    check = checksum(*key, recorded_at)
-                    activity_id = self._insert(connection, (*key, recorded_at, check))
+                    row = (*key, recorded_at, checksum(*key, recorded_at))
+                    activity_id = self._insert(connection, row)
                     connection.execute(_STAND, (*values, activity_id))
             if standing is None:
-                self._last_id, self._last_check = activity_id, check  # not before it is committed
+                self._last_id, self._last = activity_id, row  # not before it is committed
                 standing = activity_id
             self._check_identity(recorded_at)
         return standing

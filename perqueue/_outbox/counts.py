@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from perqueue import _threads
+from perqueue._clock import LAST_MOMENT
 from perqueue._outbox.connection import retry_busy
 from perqueue._outbox.damage import corrupt, is_corrupt, one_row
 from perqueue._outbox.protocol import Hold, Load, Position
@@ -29,8 +30,6 @@ _SLICE = 500
 """Activities that are counted at a time: half a millisecond."""
 _GAP = 1e-4
 """Seconds between two slices: a lock that is taken again at once is never seen free by who waits for it."""
-_LAST_MOMENT = 253_402_300_799_000
-"""The end of the year 9999, which datetime can still show."""
 
 
 class Positions:
@@ -180,7 +179,7 @@ def _check(row: tuple[Any, ...]) -> None:
         and isinstance(until, int)
         and isinstance(wait_ms, int)
     )
-    if not sound or not (kind is None or (held and abs(until) < _LAST_MOMENT)):
+    if not sound or not (kind is None or (held and abs(until) < LAST_MOMENT)):
         raise corrupt("perqueue_drain holds what was never stored there")
     accepted, rejected, discarded, damaged = row[1:5]
     if accepted + rejected + discarded + damaged > row[9]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import glob
+import os
 import shutil
 import sqlite3
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -17,6 +20,7 @@ from perqueue._outbox.finding import ok, problem, size, warning
 from perqueue._outbox.flow import delivery, refusals, times
 from perqueue._outbox.pages import Pages
 from perqueue._outbox.queries import OLDEST_FRESH
+from perqueue._words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,9 +55,21 @@ def holders_of(path: Path, kind: str) -> set[int]:
 def users_of(path: Path) -> set[int]:
     """Return the processes that have the file open as a database, as :func:`holders_of` does.
 
-    By SQLite's own locks, which every open connection holds.
+    By SQLite's own locks; but without a write-ahead log a connection that is idle holds none.
     """
-    return holders_of(path, "POSIX")
+    return holders_of(path, "POSIX") | _openers_of(path)
+
+
+def _openers_of(path: Path) -> set[int]:
+    """Return the processes that have a file open, as far as this user may see them."""
+    status = path.stat()
+    openers = set()
+    # Linux: see proc_pid_fd(5). Not Path.glob(), which raises when a process ends meanwhile.
+    for link in map(Path, glob.iglob("/proc/[0-9]*/fd/*")):  # noqa: PTH207
+        with suppress(OSError):
+            if link.readlink().name == path.name and os.path.samestat(link.stat(), status):
+                openers.add(int(link.parts[2]))
+    return openers
 
 
 def wal(path: Path, users: set[int]) -> Iterator[Finding]:
@@ -86,7 +102,7 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
 
 @contextmanager
 def _reader(path: Path, users: set[int]) -> Iterator[sqlite3.Connection]:
-    """Open the file for reading: itself, or, where SQLite can make no -shm beside it, a copy."""
+    """Open the file for reading: itself, or a copy where SQLite can make no -shm beside it, or has no log."""
     with ExitStack() as stack:
         reader = stack.enter_context(closing(_connect(path, "mode=ro")))
         try:
@@ -103,7 +119,25 @@ def _reader(path: Path, users: set[int]) -> Iterator[sqlite3.Connection]:
                 mode = "mode=ro"
             path.open("rb").close()  # says it if this user may not read it
             reader = stack.enter_context(closing(_connect(path, mode)))
+        else:
+            if reader.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+                reader = stack.enter_context(_copied(reader, path))
         yield reader
+
+
+@contextmanager
+def _copied(reader: sqlite3.Connection, path: Path) -> Iterator[sqlite3.Connection]:
+    """Copy a file whose writers have to wait for whoever reads it: for the copy, and not for all the rest."""
+    with TemporaryDirectory(prefix="perqueue-doctor-") as folder:
+        if shutil.disk_usage(folder).free < 2 * path.stat().st_size:
+            message = f"there is no room in {folder} for a copy of it: TMPDIR may name another place"
+            raise OSError(errno.ENOSPC, message)
+        with closing(_connect(Path(folder, "copy.db"), "mode=rwc")) as copy:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM sqlite_master").fetchone()  # a lock, with its time-out
+            reader.backup(copy)
+            reader.close()
+            yield copy
 
 
 def _code(error: Exception) -> int:
@@ -210,12 +244,12 @@ def _rows(reader: sqlite3.Connection) -> Iterator[Finding]:
     )
     wrong = sum(not is_sound(row) for row in outcomes)
     if bad:
-        text = f"{bad:,} of {looked:,} activities are not what was recorded: they are kept, and never sent"
+        text = f"not what was recorded: {bad:,} of {counted(looked, 'activity')}; kept, and never sent"
         yield problem("rows", text, "record them again if you know them; nothing else depends on it")
     else:
-        yield ok("rows", f"{looked:,} activities are as they were recorded")
+        yield ok("rows", f"{counted(looked, 'activity')} as recorded")
     if wrong:
-        yield problem("rows", f"{wrong:,} outcomes are not what was stored", SALVAGE)
+        yield problem("rows", f"{counted(wrong, 'outcome')} not as stored", SALVAGE)
 
 
 def _hollow(reader: sqlite3.Connection) -> Iterator[Finding]:
@@ -227,9 +261,9 @@ def _hollow(reader: sqlite3.Connection) -> Iterator[Finding]:
     lost = waiting + counts.get(State.REJECTED, 0)
     known = counts.get(State.ACCEPTED, 0) + counts.get(State.DISCARDED, 0)
     if lost:
-        yield problem("rows", f"{lost:,} pending or rejected activities have no row", SALVAGE)
+        yield problem("rows", f"{counted(lost, 'pending or rejected activity')} without a row", SALVAGE)
     if known:
-        text = f"of {known:,} accepted or discarded activities nothing but the outcome is left"
+        text = f"of {counted(known, 'accepted or discarded activity')} nothing but the outcome is left"
         yield warning("rows", text, "nothing has to be delivered")
 
 
@@ -237,9 +271,7 @@ def _books(reader: sqlite3.Connection) -> Iterator[Finding]:
     accepted, rejected, discarded, damaged, missing, pruned, through = reader.execute(
         "SELECT accepted, rejected, discarded, damaged, missing, pruned, drained_through FROM perqueue_drain"
     ).fetchone()
-    counted = dict(
-        reader.execute("SELECT state, count(*) FROM perqueue_settlement GROUP BY state").fetchall()
-    )
+    stored = dict(reader.execute("SELECT state, count(*) FROM perqueue_settlement GROUP BY state").fetchall())
     (last,) = reader.execute("SELECT coalesce(max(id), 0) FROM perqueue_activity").fetchone()
     (waiting,) = reader.execute("SELECT count(*) FROM perqueue_retry").fetchone()
     (fresh,) = reader.execute(
@@ -249,11 +281,11 @@ def _books(reader: sqlite3.Connection) -> Iterator[Finding]:
     ).fetchone()
     oldest = reader.execute(OLDEST_FRESH, (0,)).fetchone()
     pending = last - accepted - rejected - discarded - damaged - missing
-    kept = counted.get(State.ACCEPTED, 0) + counted.get(State.DISCARDED, 0)
+    kept = stored.get(State.ACCEPTED, 0) + stored.get(State.DISCARDED, 0)
     balanced = (
         accepted + discarded == kept + pruned
-        and rejected == counted.get(State.REJECTED, 0)
-        and damaged == counted.get(State.DAMAGED, 0)
+        and rejected == stored.get(State.REJECTED, 0)
+        and damaged == stored.get(State.DAMAGED, 0)
         and pending == fresh + waiting
     )
     text = f"by the counters {pending:,} are pending, by the tables {fresh + waiting:,}"
@@ -265,7 +297,5 @@ def _books(reader: sqlite3.Connection) -> Iterator[Finding]:
     else:
         yield ok("books", f"counters and tables agree: {pending:,} pending, {accepted:,} accepted")
     if damaged or missing:
-        text = (
-            f"{damaged:,} activities were found damaged and {missing:,} are missing: they are not delivered"
-        )
+        text = f"{counted(damaged, 'activity')} found damaged, {missing:,} missing: not delivered"
         yield problem("damage", text, _GIVEN_UP)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from perqueue._clock import datetime_from_ms
+from perqueue._clock import moment_from_ms
 
 
 class Level(StrEnum):
@@ -45,7 +45,7 @@ def problem(about: str, text: str, remedy: str) -> Finding:
 
 def moment(milliseconds: int) -> str:
     """Return a time for people, in UTC."""
-    return f"{datetime_from_ms(milliseconds):%Y-%m-%d %H:%M:%S} UTC"
+    return f"{moment_from_ms(milliseconds):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def size(count: int) -> str:

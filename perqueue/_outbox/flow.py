@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from perqueue._outbox.file_trail import is_as_recorded
 from perqueue._outbox.finding import moment, ok, problem, warning
+from perqueue._words import counted
 
 if TYPE_CHECKING:
     import sqlite3
@@ -59,9 +61,9 @@ def refusals(reader: sqlite3.Connection) -> Iterator[Finding]:
 def refused(rows: Sequence[tuple[object, int]]) -> Iterator[Finding]:
     """Say what Per refused: reasons, and how many for each, the commonest first."""
     if rows:
-        text = f"Per refused {sum(count for _, count in rows):,} activities: "
+        text = f"Per refused {counted(sum(count for _, count in rows), 'activity')}: "
         text += ", ".join(f"{count:,} for {_quoted(reason)}" for reason, count in rows[:_REASONS])
-        text += f" and {len(rows) - _REASONS:,} more reasons" if len(rows) > _REASONS else ""
+        text += f" and {counted(len(rows) - _REASONS, 'more reason')}" if len(rows) > _REASONS else ""
         yield warning("rejected", text, "`perqueue rejected list`, then requeue or discard them")
 
 
@@ -130,9 +132,11 @@ def _attended(backlog: str, oldest: int, answered: int | None, now: int) -> Find
 
 def times(reader: sqlite3.Connection, now: int) -> Iterator[Finding]:
     """Say what is odd about dates, and how far back the audit trail goes."""
-    (newest,) = reader.execute(
-        "SELECT max(recorded_at) FROM (SELECT recorded_at FROM perqueue_activity ORDER BY id DESC LIMIT 1000)"
-    ).fetchone()
+    rows = reader.execute(
+        "SELECT billing_id, user_id, activity_type_id, recorded_at, checksum FROM perqueue_activity"
+        " ORDER BY id DESC LIMIT 1000"
+    ).fetchall()
+    newest = max((row[3] for row in rows if is_as_recorded(row)), default=None)
     if newest is not None and newest > now + 60_000:
         text = f"an activity is dated {moment(newest)}, and now is {moment(now)}"
         yield problem("dates", text, "set the clock: ages and waits are wrong, nothing else")

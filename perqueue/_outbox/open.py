@@ -65,7 +65,7 @@ class Trail(Protocol):
     ) -> None: ...
 
 
-class AnOnlooker(Protocol):
+class Onlooker(Protocol):
     """Looks at one outbox, as often as is wanted."""
 
     def look(self) -> Look:
@@ -81,16 +81,16 @@ def open_outbox(place: Path | DatabaseURL, origin: str | None, **options: Any) -
     return SQLiteOutbox(place, origin, **options)
 
 
-def bring_up_to_date(place: Path | DatabaseURL, origin: str | None = None) -> None:
-    """Raise :class:`~perqueue.OutboxMismatch` unless an outbox of that origin (None: of any) is there."""
+def bring_up_to_date(place: Path | DatabaseURL) -> None:
+    """Raise :class:`~perqueue.OutboxMismatch` unless an outbox is there, of whatever origin."""
     if isinstance(place, DatabaseURL):
         from perqueue._outbox.postgres.session import Session
 
-        Session(place, origin, create=False).close()
+        Session(place, None, create=False).close()
         return
     from perqueue._outbox.connection import set_up
 
-    set_up(place, origin, create=False)
+    set_up(place, None, create=False)
 
 
 def open_as_operator(place: Path | DatabaseURL) -> Operator:
@@ -122,12 +122,12 @@ def examine_database(url: DatabaseURL, now: int, known: Known) -> Iterator[tuple
     return examine(url, now, known)
 
 
-def open_to_look(place: Path | DatabaseURL) -> AnOnlooker:
+def open_to_look(place: Path | DatabaseURL) -> Onlooker:
     """Return who looks at an outbox; raise :class:`~perqueue.OutboxError` if there is none."""
     if isinstance(place, DatabaseURL):
         from perqueue._outbox.postgres.look import PostgresOnlooker
 
         return PostgresOnlooker(place)
-    from perqueue._outbox.look import Onlooker
+    from perqueue._outbox.look import FileOnlooker
 
-    return Onlooker(place)
+    return FileOnlooker(place)

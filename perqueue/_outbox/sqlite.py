@@ -19,6 +19,7 @@ from perqueue._outbox.queries import (
 )
 from perqueue._outbox.session import IDENTITY_INTERVAL_MS, is_owned, release_after_all
 from perqueue._outbox.settling import SettlingSession
+from perqueue._words import counted
 from perqueue.exceptions import OutboxFull
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class SQLiteOutbox(SettlingSession, Alone):
             if activity_id <= last_id:
                 self._given_again(connection, activity_id)
             self._last_id = activity_id
-            self._last_check = values[4]
+            self._last = values
             self._disk.committed()
             if not os.access(self._file, os.F_OK):  # deleted or moved away, by the cheapest look there is
                 self._check_identity(recorded_at)
@@ -155,7 +156,7 @@ class SQLiteOutbox(SettlingSession, Alone):
         self._settled_count = position.last_id - position.pending
         if position.pending >= self._max_pending:
             message = (
-                f"the outbox holds {position.pending} undelivered activities, and max_pending is"
+                f"the outbox holds {counted(position.pending, 'undelivered activity')}, and max_pending is"
                 f" {self._max_pending}: nothing was stored; `perqueue status` says why they wait"
             )
             raise OutboxFull(message)

@@ -9,7 +9,7 @@ import sysconfig
 
 import httpx
 
-from tests.examples.test_prometheus import free_port
+from tests.helpers import free_port
 
 
 def test_the_drainer_shows_metrics_without_a_line_of_code(per, env, make_queue, until):

@@ -75,6 +75,7 @@ def test_an_outage_is_seen_coming_and_going(per, make_queue, provider, collect, 
         "idle",
     )
     assert seen("perqueue.drain.requests", outcome="accepted") == per.accepted == 11
+    assert seen("perqueue.outbox.pauses") >= 1
 
 
 def test_a_pause_and_requests_in_flight_are_seen(per, make_queue, provider, collect, until):
@@ -164,6 +165,30 @@ def test_an_outbox_that_cannot_be_read_leaves_a_gap(make_queue, provider, collec
     assert seen("perqueue.outbox.pending", outbox) is None
     assert seen("perqueue.outbox.pending", outbox.with_name("healthy.db")) == 1
     assert seen("perqueue.record.duration", outbox).count == 1
+
+
+def test_a_collection_looks_once_at_each_outbox(make_queue, provider, collect, monkeypatch):
+    """However many instruments there are, a collection reads the counters once, and the next one anew."""
+    queue = make_queue(meter_provider=provider, drain=False)
+    looks = []
+    look = queue._reading
+    monkeypatch.setattr(queue, "_reading", lambda: looks.append(1) or look())
+    for times in (1, 2):
+        queue.record("GROUP_A", "USER_1")
+        assert collect()("perqueue.outbox.recorded") == times
+        assert len(looks) == times
+
+
+def test_histograms_have_buckets_of_their_own(per, make_queue, provider, reader):
+    """Microseconds and seconds fall into buckets that tell them apart, unless a view says otherwise."""
+    make_queue(meter_provider=provider).record("GROUP_A", "USER_1").wait(10)
+    [scope] = reader.get_metrics_data().resource_metrics[0].scope_metrics
+    bounds = {
+        metric.name: metric.data.data_points[0].explicit_bounds
+        for metric in scope.metrics
+        if hasattr(metric.data.data_points[0], "explicit_bounds")
+    }
+    assert bounds == {spec.name: spec.buckets for spec in (RECORD_DURATION, REQUEST_DURATION)}
 
 
 def test_many_records_between_two_collections_are_sampled(make_queue, provider, collect):

@@ -7,7 +7,7 @@ import pytest
 from perqueue._activity import Activity, Outcome, Verdict
 from perqueue._measures import SAMPLES, Error, Kind, MeasuredDeliverer, Measures, Sample, error_of, kind_of
 from perqueue._settings import resolve_client_settings
-from perqueue._wire import Wire
+from perqueue._wire.exchange import Wire
 from perqueue.sandbox import (
     BadToken,
     Disconnect,

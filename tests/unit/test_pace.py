@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perqueue import RetryPolicy
-from perqueue._pace import PROBE_INTERVAL, Pace, jittered
+from perqueue._delivery.pace import PROBE_INTERVAL, Pace, jittered
 from perqueue._stats import Gate
 
 POLICY = RetryPolicy()
@@ -28,7 +28,7 @@ def clock():
 
 @pytest.fixture
 def pace(clock):
-    return Pace(POLICY, 32, clock)
+    return Pace(POLICY, 32, 10.0, clock)
 
 
 def flow(pace, clock, answers=64):
@@ -81,7 +81,7 @@ def test_the_waits_of_an_outage_grow_to_the_cap(pace, clock):
 
 def test_ten_thousand_failures_break_nothing(clock):
     """After days of an outage the waits are still computed (invariant 11)."""
-    pace = Pace(RetryPolicy(base=1e-9, cap=1e-9), 1, clock)
+    pace = Pace(RetryPolicy(base=1e-9, cap=1e-9), 1, 10.0, clock)
     for _ in range(10_000):
         pace.failed(probe(pace, clock), "no answer")
     assert 0 <= pace.wait() <= 1e-9
@@ -196,9 +196,12 @@ def test_rising_latency_shrinks_what_is_in_flight(pace, clock):
     assert 2 <= pace.limit <= 8
 
 
-@pytest.mark.parametrize(("latency", "grows"), [(3.5, True), (4.5, False)])
-def test_answers_that_take_seconds_end_the_growth(pace, clock, latency, grows):
-    """Where many hosts wait in one queue, none of them lengthens it until answers come too late."""
+@pytest.mark.parametrize("deadline", [1.0, 10.0, 60.0])
+@pytest.mark.parametrize(("part", "grows"), [(0.35, True), (0.45, False)])
+def test_answers_that_are_nearly_too_late_end_the_growth(clock, deadline, part, grows):
+    """Where many hosts wait in one queue, none of them lengthens it until answers miss their deadline."""
+    pace = Pace(POLICY, 32, deadline, clock)
+    latency = part * deadline
     flow(pace, clock)
     pace.stumbled(clock.now)
     for _ in range(3_000):  # long enough for such a latency to count as the lowest that there is
@@ -227,7 +230,7 @@ def test_steady_latency_shrinks_nothing(pace, clock):
 def test_the_allowance_always_lies_between_nothing_and_the_limit(events):
     """Whatever happens in whatever order, at most `max_in_flight` may be sent, and one while probing."""
     clock = FakeClock()
-    pace = Pace(POLICY, 5, clock)
+    pace = Pace(POLICY, 5, 10.0, clock)
     for event in events:
         match event:
             case "answered":
@@ -380,7 +383,7 @@ def test_waking_ends_any_other_wait_with_one_probe(pace, clock, gate):
 
 def test_waking_again_and_again_is_one_probe_every_tenth_of_a_second(clock):
     """However many callers of `flush()` ask, they bring about ten probes a second (invariant 6)."""
-    pace = Pace(RetryPolicy(base=1e6, cap=1e6), 32, clock)
+    pace = Pace(RetryPolicy(base=1e6, cap=1e6), 32, 10.0, clock)
     probes = 0
     pace.failed(clock.now, "no answer")
     for _ in range(1_000):

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from perqueue._rate import RateCap
+from perqueue._delivery.rate import RateCap
 
 
 class Limiter:
@@ -172,3 +172,24 @@ def test_a_mean_that_cannot_be_right_moves_little():
     cap.refused(sent_at=1.0)
     cap.approach(1e9)
     assert cap.rate == 50
+
+
+def test_a_limit_that_is_doubted_is_searched_anew():
+    """Where it turns out that one activity alone was refused, the rate doubles each second from there."""
+    now = 0.0
+    cap = RateCap(lambda: now)
+    cap.doubt()
+    assert cap.rate is None
+    cap.sending()
+    for _ in range(10):
+        cap.taken()
+    now = 1.0
+    cap.refused(sent_at=1.0)
+    cap.sending()
+    now = 2.0
+    cap.refused(sent_at=2.0)  # a limit that is known: from here on the rate grows slowly
+    known = cap.rate
+    cap.doubt()
+    cap.sending()
+    now = 5.0
+    assert cap.rate == pytest.approx(8 * known)

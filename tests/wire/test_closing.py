@@ -247,7 +247,7 @@ def test_closing_waits_for_requests_in_flight_up_to_the_exit_timeout(per, make_q
 def test_what_was_in_flight_is_settled_not_sent_again(per, make_queue):
     """An answer that arrives while closing is written: the next start does not send that activity again."""
     per.set_fault(Latency(0.3))
-    queue = make_queue()
+    queue = make_queue(exit_timeout=10)
     record(queue, 1)
     per.wait_for_requests(1)
     queue.close()

@@ -16,7 +16,7 @@ from perqueue import (
     QueueClosed,
     RetryPolicy,
 )
-from perqueue.sandbox import Hang, Latency, Refuse, Status
+from perqueue.sandbox import Hang, Refuse, Status
 from tests.helpers import quickest
 
 
@@ -37,25 +37,18 @@ def test_after_flush_per_has_it_all(per, make_queue):
 
 def test_after_aflush_per_has_it_all(per, make_queue):
     """`aflush()` is the same promise, and the event loop goes on meanwhile (invariant 4)."""
-    per.set_fault(Latency(0.2), times=1)
+    per.set_fault(Hang(accept=True), times=1)
     queue = make_queue()
+
+    async def turn():
+        await asyncio.to_thread(per.wait_for_requests, 1)
+        per.release()
 
     async def main():
         record(queue, 50)
-        turns = 0
+        await asyncio.gather(queue.aflush(10), turn())
 
-        async def turn():
-            nonlocal turns
-            while True:
-                await asyncio.sleep(0.001)
-                turns += 1
-
-        busy = asyncio.create_task(turn())
-        await queue.aflush(10)
-        busy.cancel()
-        return turns
-
-    assert asyncio.run(main()) > 20
+    asyncio.run(main())
     assert per.unique("GROUP_A") == 50
 
 
@@ -69,15 +62,17 @@ def test_an_empty_queue_is_flushed_at_once(per, make_queue):
 
 def test_flush_covers_what_is_pending_at_its_call(per, make_queue, until):
     """What is recorded later holds up no flush that began before (invariant 4)."""
-    per.set_fault(Latency(0.5), when=lambda activity: activity.user_id == "EARLY")
+    per.set_fault(Hang(accept=True), when=lambda activity: activity.user_id == "EARLY")
     per.set_fault(Hang(), when=lambda activity: activity.user_id == "LATE")
     queue = make_queue(exit_timeout=0)
     queue.record("GROUP_A", "EARLY")
+    per.wait_for_requests(1)
     with ThreadPoolExecutor(1) as pool:
         flush = pool.submit(queue.flush, 10)
         until(queue._observer.waiters.any)
         queue.record("GROUP_A", "LATE")
-        flush.result(5)
+        per.release()
+        flush.result(10)
     assert {activity.user_id for activity in per.activities} == {"EARLY"}
     assert queue.stats().pending == 1
 
@@ -200,7 +195,7 @@ def test_closing_ends_a_flush(per, make_queue, until):
 
 def test_cancelling_aflush_leaves_nothing_behind(per, make_queue):
     """An `aflush()` that is cancelled stops listening; delivery goes on."""
-    per.set_fault(Latency(0.3))
+    per.set_fault(Hang(accept=True))
     queue = make_queue()
 
     async def main():
@@ -211,6 +206,8 @@ def test_cancelling_aflush_leaves_nothing_behind(per, make_queue):
 
     asyncio.run(main())
     assert not queue._observer.waiters.any()
+    per.wait_for_requests(1)
+    per.release()
     queue.flush(5)
     assert per.accepted == 1
 
@@ -235,7 +232,7 @@ def test_recording_while_flushing_loses_nothing(per, make_queue, arrived):
     with ThreadPoolExecutor(4) as pool:
         futures = [pool.submit(work, number) for number in range(4)]
         try:
-            done, _ = ([future.result(20) for future in futures], None)
+            done = [future.result(20) for future in futures]
         finally:
             stop.set()
     assert set().union(*done) == arrived()
@@ -295,5 +292,5 @@ def test_a_timeout_counts_a_large_backlog_without_going_through_it(make_queue, m
     flush = queue._new_flush(0)
     record(queue, 10)
     with pytest.raises(FlushTimeout, match=r"^at least 50 activities") as caught:
-        flush.done()
+        flush.run(queue._observer.waiters)
     assert caught.value.pending == 50

@@ -7,8 +7,8 @@ import threading
 import httpx
 import pytest
 
-from perqueue._http import Connection, Connections, StaleConnection
-from perqueue._parser import H11Parser, HttptoolsParser, NotHTTP
+from perqueue._wire.connections import _SLICE, Connection, Connections, StaleConnection
+from perqueue._wire.parser import H11Parser, HttptoolsParser, NotHTTP
 
 PARSERS = [H11Parser, pytest.param(HttptoolsParser, id="HttptoolsParser")]
 LARGEST = 1000
@@ -183,6 +183,26 @@ def test_a_connection_is_kept_only_if_nothing_is_left_on_it(parser, raw, kept):
 
 
 @pytest.mark.parametrize("parser", PARSERS)
+@pytest.mark.parametrize(("stray", "kept"), [(b"", True), (b"x", False)])
+def test_what_follows_an_answer_that_fills_a_slice_is_seen(parser, stray, kept):
+    """What a parser is not given any more, because the answer is complete, ends the connection's use, too."""
+    head = OK + b"Content-Length: 15000\r\nA: %b\r\n\r\n"
+    answer = head % (b"a" * (_SLICE - len(head) + 2 - 15_000)) + b"b" * 15_000
+    assert len(answer) == _SLICE
+    connection = Connection(parser())
+    connection.open = True
+
+    async def main():
+        connection._parser.request(b"/", HEADERS, _SLICE)
+        waiter = connection._waiter = asyncio.get_running_loop().create_future()
+        connection.data_received(answer + stray)
+        return len((await waiter).body)
+
+    assert asyncio.run(main()) == 15_000
+    assert connection.open is kept
+
+
+@pytest.mark.parametrize("parser", PARSERS)
 def test_a_body_is_read_up_to_a_limit(parser):
     """An endless body ends at the limit: memory stays small."""
 
@@ -268,6 +288,21 @@ def test_a_connection_is_used_again():
             return opened
 
     assert asyncio.run(main()) == 4
+
+
+def test_a_connection_that_was_idle_for_long_is_not_used_again(monkeypatch):
+    """A proxy may have forgotten it, without a word: the next request goes over a new one."""
+    monkeypatch.setattr("perqueue._wire.connections.KEEP_ALIVE", -1.0)
+
+    async def main():
+        async with Keeping() as server:
+            connections = Connections("127.0.0.1", server.port, None)
+            for _ in range(2):
+                await connections.get(b"/", HEADERS, LARGEST)
+            await connections.aclose()
+            return server.connections
+
+    assert asyncio.run(main()) == 2
 
 
 class Keeping(Server):

@@ -2,7 +2,6 @@
 
 import logging
 import re
-import time
 
 import pytest
 
@@ -130,11 +129,15 @@ def test_a_locked_file_is_an_error_and_its_end_is_told(per, make_queue, outbox, 
 def test_outcomes_that_cannot_be_written_are_one_error(per, make_queue, until, lines):
     """A disk that takes no outcome is one line with the error's own remedy, and one when it does again."""
     queue = make_queue()
-    settle = queue._outbox.settle
-    queue._outbox.settle = lambda *_, **__: (_ for _ in ()).throw(OutboxError("the disk is full: free space"))
+    settle, tries = queue._outbox.settle, []
+
+    def refuse(*_, **__):
+        tries.append(1)
+        raise OutboxError("the disk is full: free space")
+
+    queue._outbox.settle = refuse
     record(queue, 1)
-    until(lines)
-    time.sleep(1.2)  # two more tries
+    until(lambda: len(tries) == 3)
     queue._outbox.settle = settle
     queue.flush(10)
     until(lambda: len(lines()) >= 2)

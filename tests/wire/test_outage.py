@@ -53,14 +53,15 @@ def test_an_outage_at_full_speed_ends_in_one_probe_at_a_time(make_queue, until):
         assert per.accepted > before
 
 
-def test_a_server_that_is_down_and_comes_back(per, make_queue):
+def test_a_server_that_is_down_and_comes_back(per, make_queue, until):
     """Refused connections keep everything pending; the server's return delivers it (invariant 3)."""
     queue = make_queue()
     queue.record("GROUP_A", "FIRST").wait(5)
     per.go_down()
     record(queue, 100)
+    until(lambda: "ConnectError" in (queue.stats().reason or ""))
     with pytest.raises(FlushTimeout, match="ConnectError"):
-        queue.flush(timeout=0.5)
+        queue.flush(timeout=0.1)
     per.come_back()
     queue.flush(timeout=10)
     assert per.unique("GROUP_A") == 101
@@ -103,34 +104,42 @@ def test_the_count_of_arrivals_sees_a_loss(per, make_queue, arrived):
 # --- Retry-After ---
 
 
-@pytest.mark.parametrize("fault", [RateLimited(1.5), Status(503, retry_after=1.5)], ids=["429", "503"])
-def test_retry_after_holds_over_a_restart_and_against_flush(per, make_queue, fault):
+@pytest.mark.parametrize("fault", [RateLimited(60), Status(503, retry_after=60)], ids=["429", "503"])
+def test_retry_after_holds_over_a_restart_and_against_flush(per, make_queue, until, fault):
     """Neither a flush nor a restart sends anything before the time that Per asked for (invariant 6)."""
     per.set_fault(fault, times=1)
     queue = make_queue()
     record(queue, 10)
+    until(lambda: queue.stats().state is DrainState.BACKING_OFF)
     with pytest.raises(FlushTimeout, match="retry after"):
         queue.flush(timeout=0.3)
     stats = queue.stats()
     assert (stats.state, per.requests) == (DrainState.BACKING_OFF, 1)
-    assert 1.4 < (stats.resumes_at - per.request_log[0].at).total_seconds() < 2.5
+    assert 59 < (stats.resumes_at - per.request_log[0].at).total_seconds() < 61
     queue.close()
     again = make_queue()
     assert again.stats().state is DrainState.BACKING_OFF
     with pytest.raises(FlushTimeout, match="retry after"):
         again.flush(timeout=0.3)
     assert per.requests == 1
-    again.flush(timeout=5)
-    assert per.unique("GROUP_A") == 10
-    first, second = per.request_log[:2]
-    assert 1.45 <= (second.at - first.at).total_seconds() < 5
 
 
-def test_retry_after_as_a_date_is_obeyed(per, make_queue):
+def test_what_a_retry_after_held_is_delivered_at_its_end(per, make_queue):
+    """Not before, not long after, and without being asked (invariant 6)."""
+    per.set_fault(RateLimited(0.5), times=1)
+    queue = make_queue()
+    record(queue, 1)
+    per.wait_for(1)
+    first, second = per.request_log
+    assert 0.45 <= (second.at - first.at).total_seconds() < 5
+
+
+def test_retry_after_as_a_date_is_obeyed(per, make_queue, until):
     """A date means a wait as well; it counts in whole seconds (invariant 6)."""
     per.set_fault(RateLimited(60, as_date=True), times=1)
     queue = make_queue()
     record(queue, 1)
+    until(lambda: queue.stats().state is DrainState.BACKING_OFF)
     with pytest.raises(FlushTimeout, match="retry after"):
         queue.flush(timeout=0.3)
     wait = (queue.stats().resumes_at - per.request_log[0].at).total_seconds()
@@ -184,15 +193,13 @@ def test_a_real_limiter_slows_delivery_down_and_loses_nothing(per, make_queue):
     assert per.requests < 200
 
 
-def test_one_hanging_request_holds_up_the_others_no_longer_than_its_deadline(per, make_queue, until):
+def test_one_hanging_request_holds_up_no_others(per, make_queue, until):
     """An activity whose request hangs is one lane's trouble: the others go on (invariant 8)."""
     per.set_fault(Hang(), when=lambda activity: activity.user_id == "SLOW")
-    queue = make_queue(request_timeout=1, exit_timeout=0)
+    queue = make_queue(request_timeout=60, exit_timeout=0)
     record(queue, 20)
     per.wait_for(20)
     queue.record("GROUP_A", "SLOW")
     record(queue, 100, "LATER")
-    began = time.monotonic()
-    per.wait_for(120, timeout=3)
-    assert time.monotonic() - began < 2
+    per.wait_for(120)
     until(lambda: queue.stats().pending == 1)

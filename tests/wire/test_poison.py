@@ -7,7 +7,7 @@ from threading import Event, Thread
 import pytest
 
 from perqueue import ActivityRejected, DrainState, FlushTimeout, RetryPolicy
-from perqueue.sandbox import Latency, Refuse, Sandbox, Status
+from perqueue.sandbox import Latency, RateLimited, Refuse, Sandbox, Status
 
 QUICK = RetryPolicy(base=0.05, cap=0.2, activity_cap=0.2)
 HTML = "<html><body>Bad request</body></html>"
@@ -27,7 +27,11 @@ def is_poison(activity):
 
 @pytest.mark.parametrize(
     ("fault", "count"),
-    [(Status(400, HTML, "text/html"), 1_000), (Status(413, HTML, "text/html"), 300), (Status(500), 300)],
+    [
+        (Status(400, HTML, "text/html"), 1_000),
+        (Status(413, HTML, "text/html"), 300),
+        (Status(500), 300),
+    ],
     ids=["400", "413", "500"],
 )
 def test_ten_poison_activities_hold_up_nobody(per, make_queue, until, fault, count):
@@ -47,6 +51,23 @@ def test_ten_poison_activities_hold_up_nobody(per, make_queue, until, fault, cou
     assert per.unique("GROUP_A") == count
 
 
+def test_ten_that_are_always_one_too_many_hold_up_nobody(per, make_queue, until):
+    """Of 1,000 activities 10 get 429 whatever the rate: the others are not slowed down (invariant 8)."""
+    per.set_fault(RateLimited(), when=is_poison)
+    recorder = make_queue(drain=False)
+    for number in range(50):
+        recorder.record("GROUP_A", f"EARLY_{number}")
+    for number in range(1_000):
+        recorder.record("GROUP_A", f"{'POISON' if number % 100 == 0 else 'USER'}_{number}")
+    queue = make_queue()  # now that all is there: a slow recorder's rate would be learnt
+    queue.record("GROUP_A", "LAST")
+    per.wait_for(50 + 990 + 1, timeout=10)
+    until(lambda: queue.stats().pending == 10)
+    per.clear_faults()
+    queue.flush(timeout=10)
+    assert per.unique("GROUP_A") == 1_051
+
+
 def test_poison_at_the_head_of_the_queue_is_overtaken(per, make_queue):
     """The oldest activity never gets an answer, and those behind it do not wait for it (invariant 8)."""
     per.set_fault(Status(500), when=is_poison)
@@ -54,11 +75,9 @@ def test_poison_at_the_head_of_the_queue_is_overtaken(per, make_queue):
     queue.record("GROUP_A", "POISON")
     with pytest.raises(FlushTimeout):
         queue.flush(timeout=0.3)
-    began = time.monotonic()
     for number in range(50):
         queue.record("GROUP_A", f"USER_{number}")
     per.wait_for(50, timeout=5)
-    assert time.monotonic() - began < 3
     with pytest.raises(FlushTimeout, match="1 activity is not accepted") as caught:
         queue.flush(timeout=0.3)
     assert caught.value.pending == 1
@@ -179,7 +198,7 @@ def test_refusals_among_acceptances_are_rejected_however_many(per, make_queue):
 # --- Everything is refused ---
 
 
-def test_when_everything_is_refused_nothing_is_rejected(per, make_queue, until, caplog):
+def test_when_everything_is_refused_nothing_is_rejected(per, make_queue, caplog):
     """20 refusals in a row: all go back to pending, delivery pauses with the reason,
     flush says it (invariant 8).
     """
@@ -191,7 +210,7 @@ def test_when_everything_is_refused_nothing_is_rejected(per, make_queue, until, 
         began = time.monotonic()
         with pytest.raises(ActivityRejected, match="invalid_activity_type_id") as caught:
             queue.flush(timeout=30)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10
     assert caught.value.reason == "invalid_activity_type_id"
     assert 20 <= per.requests <= 20 + 32
     stats = queue.stats()
@@ -200,20 +219,30 @@ def test_when_everything_is_refused_nothing_is_rejected(per, make_queue, until, 
     assert "invalid_activity_type_id" in stats.reason
     assert [entry.levelno for entry in caplog.records] == [logging.ERROR]
 
-    until(lambda: queue.stats().in_flight == 0)
-    before = per.requests
-    began = time.monotonic()
-    with pytest.raises(ActivityRejected, match="invalid_activity_type_id"):
-        queue.flush(timeout=30)
-    assert time.monotonic() - began < 2
-    assert 1 <= per.requests - before <= 2
-    assert (queue.stats().pending, queue.stats().rejected) == (100, 0)
+
+def test_each_flush_of_a_pause_asks_per_once(per, make_queue, until):
+    """However often somebody waits while everything is refused: one request, whose answer is told; the
+    first that is accepted ends the pause.
+    """
+    per.set_fault(Refuse("invalid_activity_type_id"))
+    queue = make_queue()
+    for number in range(100):
+        queue.record("GROUP_A", f"USER_{number}")
+    until(lambda: queue.stats().state is DrainState.PAUSED and queue.stats().in_flight == 0)
+    for _ in range(3):
+        before = per.requests
+        began = time.monotonic()
+        with pytest.raises(ActivityRejected, match="invalid_activity_type_id"):
+            queue.flush(timeout=30)
+        assert time.monotonic() - began < 10
+        assert per.requests - before == 1
+        assert (queue.stats().pending, queue.stats().rejected) == (100, 0)
 
     per.clear_faults()
     queue.flush(timeout=10)
     assert per.unique("GROUP_A") == 100
     until(lambda: queue.stats().reason is None)
-    assert (queue.stats().pending, queue.stats().rejected, queue.stats().reason) == (0, 0, None)
+    assert (queue.stats().pending, queue.stats().rejected) == (0, 0)
 
 
 def test_nineteen_refusals_are_not_yet_everything(per, make_queue):
@@ -280,6 +309,31 @@ def test_a_probe_from_before_says_nothing_to_a_flush(make_queue, until):
         flush_and_be_refused(queue)
         first.join()
         per.wait_for(1, timeout=5)
+
+
+def test_however_many_ask_whoever_waits_is_told(make_queue, until):
+    """A flush ends with the reason although others ask for a probe more often than Per answers one."""
+    with Sandbox(activity_types=["GOOD"]) as per:
+        queue = make_queue(base_url=per.url, activity_type_id="TYPO")
+        for number in range(20):
+            queue.record("GROUP_A", f"USER_{number}")
+        flush_and_be_refused(queue)
+        until(lambda: queue.stats().in_flight == 0)
+        per.set_fault(Latency(0.2))
+        told = Event()
+
+        def ask():
+            while not told.wait(0.02):
+                queue._nudge()
+
+        asking = Thread(target=ask)
+        asking.start()
+        try:
+            with pytest.raises(ActivityRejected):
+                queue.flush(timeout=10)
+        finally:
+            told.set()
+            asking.join()
 
 
 def test_a_pause_because_of_refusals_holds_over_a_restart(per, make_queue):

@@ -20,7 +20,7 @@ from perqueue import (
     QueueClosed,
     RetryPolicy,
 )
-from perqueue.sandbox import Hang, Latency, Refuse, Sandbox, Status
+from perqueue.sandbox import Hang, Refuse, Sandbox, Status
 from tests.helpers import quickest
 
 
@@ -81,7 +81,7 @@ def test_several_event_loops_and_threads_wait_at_once(per, make_queue):
 
 def test_cancelling_an_await_cancels_only_the_await(per, make_queue):
     """The activity is delivered all the same, and another await of the same receipt goes on."""
-    per.set_fault(Latency(0.3))
+    per.set_fault(Hang(accept=True))
     queue = make_queue()
 
     async def main():
@@ -99,6 +99,7 @@ def test_cancelling_an_await_cancels_only_the_await(per, make_queue):
             async with asyncio.timeout(0.01):
                 await receipt
         assert not isinstance(caught.value, PerQueueError)
+        per.release()
         return await second
 
     assert asyncio.run(main()) == per.activities[0].transaction_id
@@ -108,7 +109,7 @@ def test_cancelling_an_await_cancels_only_the_await(per, make_queue):
 
 def test_a_loop_that_ends_while_a_receipt_is_awaited_does_no_harm(per, make_queue):
     """A program's event loop may go away at any time: delivery goes on."""
-    per.set_fault(Latency(0.2))
+    per.set_fault(Hang(accept=True))
     queue = make_queue()
     receipts = []
 
@@ -123,13 +124,16 @@ def test_a_loop_that_ends_while_a_receipt_is_awaited_does_no_harm(per, make_queu
         assert not task.done()
 
     asyncio.run(main())
+    per.release()
     assert receipts[0].wait(5) == per.activities[0].transaction_id
 
 
-def test_a_wait_ends_at_its_timeout_and_says_why(per, make_queue):
+def test_a_wait_ends_at_its_timeout_and_says_why(per, make_queue, until):
     """`FlushTimeout` after the time given, with the reason; the activity is delivered later (invariant 3)."""
     per.set_fault(Status(500))
-    receipt = make_queue().record("GROUP_A", "USER_1")
+    queue = make_queue()
+    receipt = queue.record("GROUP_A", "USER_1")
+    until(lambda: queue.stats().reason)
 
     def wait():
         with pytest.raises(FlushTimeout, match="HTTP 500") as caught:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perqueue import ActivityRejected, FlushTimeout, __version__
-from perqueue._tls import tls_context
+from perqueue._wire.tls import tls_context
 from perqueue.sandbox import Redirect, Sandbox
 
 ids = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=80)
@@ -218,7 +218,7 @@ def test_cookies_are_not_kept(make_queue):
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_redirects_are_not_followed(per, make_queue, status):
+def test_redirects_are_not_followed(per, make_queue, until, status):
     """A redirect is not an answer, and the token goes nowhere else (invariants 2, 9)."""
     with Sandbox() as elsewhere:
         per.set_fault(
@@ -226,8 +226,9 @@ def test_redirects_are_not_followed(per, make_queue, status):
         )
         queue = make_queue()
         queue.record("GROUP_A", "USER_1")
+        until(lambda: f"HTTP {status}" in (queue.stats().reason or ""))
         with pytest.raises(FlushTimeout, match=f"HTTP {status}"):
-            queue.flush(timeout=0.2)
+            queue.flush(timeout=0.1)
         assert elsewhere.requests == 0
     assert queue.stats().pending == 1
 

@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-import pickle
 import traceback
 
 import httpx
@@ -278,12 +277,6 @@ def test_the_check_for_secrets_sees_one(per, secretive, log, tmp_path):
         assert_secret("", lambda: ("", ""), tmp_path)
     with pytest.raises(AssertionError):
         assert_secret("", lambda: ("", f"WARNING {USER}"), tmp_path)
-
-
-def test_a_queue_cannot_be_pickled(make_queue):
-    """Pickling would copy the token: it is refused with the remedy."""
-    with pytest.raises(TypeError, match="make one in each process"):
-        pickle.dumps(make_queue())
 
 
 def test_an_exception_of_the_bare_client_names_status_and_reason(per, options):

@@ -23,7 +23,7 @@ class Told:
 
 @pytest.fixture
 def told(monkeypatch):
-    monkeypatch.setattr("perqueue._drain.OBSERVER_INTERVAL", 0.1)
+    monkeypatch.setattr("perqueue._delivery.drain.OBSERVER_INTERVAL", 0.1)
     return Told()
 
 
@@ -88,8 +88,9 @@ def test_a_standby_is_told(per, make_queue, until, told):
 
 def test_a_pause_is_told(per, make_queue, until, told):
     """While the token is refused nothing is drained, and the stall is told all the same."""
-    per.set_fault(BadToken())
     queue = make_queue(on_stalled=told, stalled_after=0.3)
+    queue.record("GROUP_A", "USER_0").wait(10)  # however long it takes to begin
+    per.set_fault(BadToken())
     queue.record("GROUP_A", "USER_1")
     until(lambda: told.stats)
     assert told.stats[0].state is DrainState.PAUSED

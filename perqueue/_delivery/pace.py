@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tenacity import RetryCallState, Retrying, wait_random_exponential
 
-from perqueue._rate import RateCap
+from perqueue._delivery.rate import RateCap
 from perqueue._stats import Gate
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ _PROBE_SPACING = 0.1
 _SHRINK = 0.9
 _SLOW, _SLOWER = 2.0, 0.1
 """Latency has risen when it is over twice the lowest, and 0.1 s: then more in flight does not help."""
-_CROWDED = 4.0
-"""Seconds of latency beyond which more is not tried, whatever was the lowest: where a thousand hosts wait in
-one queue, it is what they made it. Well below the deadline of a request, whose answer would be lost."""
+_CROWDED = 0.4
+"""Latency beyond which more is not tried, whatever was the lowest, as a part of a request's deadline: where a
+thousand hosts wait in one queue, it is what they made it, and an answer after the deadline is lost."""
 _SMOOTHING = 1 / 16
 _LATENCY_MEMORY = 60.0
 """Seconds after which the lowest latency is measured anew: routes change."""
@@ -46,9 +46,16 @@ def jittered(base: float, cap: float, failures: int) -> float:
 class Pace:
     """Decides, from what came of the requests so far, how many may be in flight now."""
 
-    def __init__(self, policy: RetryPolicy, max_in_flight: int, monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        max_in_flight: int,
+        request_timeout: float,
+        monotonic: Callable[[], float],
+    ) -> None:
         self._policy = policy
         self._max = max_in_flight
+        self._crowded = _CROWDED * request_timeout
         self._monotonic = monotonic
         self._limit = 1.0
         self._threshold = float(max_in_flight)  # doubling ends here
@@ -105,7 +112,7 @@ class Pace:
         self._cap.taken()
         if self._limit < self._threshold:
             self._limit = min(self._limit + 1, self._max)
-        elif self._latency < _CROWDED:
+        elif self._latency < self._crowded:
             self._limit = min(self._limit + 1 / self._limit, self._max)
         self._look_at_latency(sent_at)
 
@@ -143,6 +150,10 @@ class Pace:
             self.asked_to_wait(reason, retry_after)
         elif not some_taken:
             self.failed(sent_at, reason)
+
+    def throttled_alone(self) -> None:
+        """What was refused for its rate is refused at any: it says nothing of the others' rate."""
+        self._cap.doubt()
 
     def asked_to_wait(self, reason: str, retry_after: float) -> None:
         """Per, or something before it, says when to come back (seconds)."""

@@ -89,6 +89,12 @@ class RateCap:
         """Per took a request."""
         self._taken += 1
 
+    def doubt(self) -> None:
+        """Search anew from here: who was refused is refused at any rate."""
+        rate = self.rate
+        if rate is not None:
+            self._searching, self._base, self._resumed_at = True, rate, None
+
     def refused(self, sent_at: float) -> bool:
         """Per refused a request for being one too many; tell whether it has taken any since the cut before.
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from perqueue._activity import Activity
     from perqueue._clock import Clock
+    from perqueue._delivery.pace import Pace
     from perqueue._outbox import Outbox
-    from perqueue._pace import Pace
 
 _MOST_SUSPECTS = 64
 _AHEAD = 2.0
@@ -106,12 +106,9 @@ class Feed:
         del self._ready[place]
         return activity
 
-    def put_back(self, activity: Activity, *, first: bool = False) -> None:
-        """Keep an activity whose failure says nothing about it, and hand it out last, or first."""
-        if first:
-            self._ready.appendleft(activity)
-        else:
-            self._ready.append(activity)
+    def put_back(self, activity: Activity, *, behind: int | None = None) -> None:
+        """Keep an activity whose failure says nothing about it; hand it out last, or behind so many."""
+        self._ready.insert(len(self._ready) if behind is None else behind, activity)
 
     def suspect(self, activity: Activity) -> None:
         """Keep an activity that failed while nothing got through."""

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from perqueue import _threads
 from perqueue._complaints import Complaints, where
-from perqueue._drain import OUTBOX, Drain
+from perqueue._delivery.drain import OUTBOX, Drain
+from perqueue._delivery.pace import Pace
 from perqueue._loop import DaemonResolver, DeliveryLoop
-from perqueue._pace import Pace
 from perqueue._stats import Gate
 from perqueue.exceptions import OutboxError
 
@@ -26,14 +26,16 @@ if TYPE_CHECKING:
 
     from perqueue._activity import Activity, Outcome
     from perqueue._clock import Clock
+    from perqueue._delivery.settler import Observer
     from perqueue._outbox import DrainLock, Outbox
     from perqueue._settings import ClientSettings, RetryPolicy
-    from perqueue._settler import Observer
 
 log = logging.getLogger("perqueue")
 
 ELECTION_INTERVAL = 1.0
 """Seconds between two tries for the drain lock: a dead drainer is replaced within two."""
+_PRECEDENCE = 0.1
+"""Seconds that another process has to take the lock itself when it asks for a probe: two of its tries."""
 
 _abandoned: list[object] = []
 
@@ -44,12 +46,12 @@ def warm_up(settings: ClientSettings) -> None:
     On the constructing thread: a child forked while another thread imports a module hangs when it
     imports the same one.
     """
-    modules = ["encodings.idna", "filelock", "perqueue._wire"]
+    modules = ["encodings.idna", "filelock", "perqueue._wire.exchange"]
     if settings.proxy is not None or settings.transport is not None:
         modules += ["httpx", "httpcore", "anyio._backends._asyncio"]
     for module in modules:
         importlib.import_module(module)
-    importlib.import_module("perqueue._parser").new_parser()
+    importlib.import_module("perqueue._wire.parser").new_parser()
     if settings.origin.startswith("https:") or settings.proxy is not None:
         importlib.import_module("certifi").where()  # imports what reads it
 
@@ -78,6 +80,7 @@ class Worker:
         drain: bool,
         policy: RetryPolicy,
         max_in_flight: int,
+        request_timeout: float,
         keep_delivered_ms: int,
         clock: Clock,
     ) -> None:
@@ -89,6 +92,7 @@ class Worker:
         self._drains = drain
         self._policy = policy
         self._max_in_flight = max_in_flight
+        self._request_timeout = request_timeout
         self._keep_ms = keep_delivered_ms
         self._clock = clock
         self._reset()
@@ -117,7 +121,7 @@ class Worker:
         self._stopping = False
         self._grace = 0.0
         self._nudged = False
-        self.pace = Pace(self._policy, self._max_in_flight, self._clock.monotonic)
+        self.pace = Pace(self._policy, self._max_in_flight, self._request_timeout, self._clock.monotonic)
         """When to send, and how much; kept from one term to the next."""
         self._complaints = Complaints(self._clock.monotonic)
         self._changes = -1
@@ -324,7 +328,8 @@ class Worker:
         asked = self._outbox.news().probe_requests if paused else 0
         while not self._stopping:
             if paused and self._outbox.news().probe_requests != asked:
-                self._nudged = True  # somebody waits in another process
+                await self._rest(_PRECEDENCE)  # somebody waits in another process, whose token may be good
+                self._nudged = True
             if self._nudged and (self.standby or not self._drains):
                 self._nudged = False
                 self._outbox.request_probe()
@@ -339,6 +344,8 @@ class Worker:
                 return
             watching = paused or awaited is not None
             await self._rest(min(left, self._outbox.follow_interval) if watching else left)
+            if self.standby and awaited is not None:
+                return  # the lock may be free by now
 
     def _pass_on(self, awaited: list[int]) -> None:
         changes = self._outbox.change_counter()

@@ -19,15 +19,15 @@ from urllib.parse import quote, urlsplit
 from perqueue._activity import Activity, Outcome, Verdict
 from perqueue._answers import BAD_TOKEN_REASON, interpret, parse_json, presentable, reasons_of, retry_after
 from perqueue._clock import SYSTEM_CLOCK
-from perqueue._http import KEEP_ALIVE, Connections, StaleConnection
 from perqueue._loop import DaemonThread
-from perqueue._parser import NotHTTP
-from perqueue._redaction import Concealed, Secret, mask_logs, redacted, without_token
 from perqueue._report import Report
 from perqueue._settings import ClientSettings, checked_token, is_address
-from perqueue._tls import distrust, tls_context
-from perqueue._transports import Transports, replica
 from perqueue._version import __version__
+from perqueue._wire.connections import KEEP_ALIVE, Connections, StaleConnection
+from perqueue._wire.parser import NotHTTP
+from perqueue._wire.redaction import Concealed, Secret, mask_logs, redacted, without_token
+from perqueue._wire.tls import distrust, tls_context
+from perqueue._wire.transports import Transports, replica
 from perqueue.exceptions import AuthenticationError, ConfigurationError, PerAPIError
 
 if TYPE_CHECKING:

@@ -13,13 +13,13 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
 from perqueue import _threads
-from perqueue._parser import new_parser
+from perqueue._wire.parser import new_parser
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
-    from perqueue._parser import Answer, Parser, RawHeaders
+    from perqueue._wire.parser import Answer, Parser, RawHeaders
 
 KEEP_ALIVE = 30.0
 """Seconds after which an idle connection is not used again: a proxy may have forgotten it."""

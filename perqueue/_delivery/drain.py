@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from perqueue._activity import Event, Outcome, Verdict
 from perqueue._complaints import where
-from perqueue._feed import Feed
-from perqueue._judge import Judge
+from perqueue._delivery.feed import Feed
+from perqueue._delivery.judge import Judge
+from perqueue._delivery.settler import Settler
 from perqueue._outbox import Load
-from perqueue._settler import Settler
 from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from perqueue._activity import Activity
     from perqueue._clock import Clock
     from perqueue._complaints import Complaints
+    from perqueue._delivery.pace import Pace
+    from perqueue._delivery.settler import Observer
     from perqueue._outbox import Outbox, Position
-    from perqueue._pace import Pace
     from perqueue._settings import RetryPolicy
-    from perqueue._settler import Observer
 
 log = logging.getLogger("perqueue")
 

@@ -6,9 +6,9 @@ import logging
 from typing import TYPE_CHECKING
 
 from perqueue._activity import Event, Outcome, Verdict
-from perqueue._pace import jittered
+from perqueue._delivery.pace import jittered
+from perqueue._delivery.settler import REFUSAL_STREAK
 from perqueue._receipt import token_complaint
-from perqueue._settler import REFUSAL_STREAK
 from perqueue._stats import Gate
 from perqueue.exceptions import OutboxError
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from perqueue._activity import Activity
     from perqueue._clock import Clock
     from perqueue._complaints import Complaints
-    from perqueue._feed import Feed
-    from perqueue._pace import Pace
+    from perqueue._delivery.feed import Feed
+    from perqueue._delivery.pace import Pace
+    from perqueue._delivery.settler import Settler
     from perqueue._settings import RetryPolicy
-    from perqueue._settler import Settler
 
 log = logging.getLogger("perqueue")
 
@@ -29,6 +29,34 @@ _OUTAGE = 5
 """Failures in a row that mean an outage even if each failed before, when nothing else is there to try."""
 _LONG_WAIT = 30.0
 """Seconds that Per may ask to wait without a word in the log: short waits are how it limits the rate."""
+
+
+_MOSTLY = 4
+"""So many taken for each one refused mean that not all are limited, but only who is refused then."""
+
+
+class _Throttles:
+    """Tells an activity that is always one too many from a rate that is too high for Per."""
+
+    def __init__(self) -> None:
+        self._taken = self._refused = 0
+        self._first: dict[int, list[int]] = {}
+
+    def taken(self) -> None:
+        """Per answered a request."""
+        self._taken += 1
+
+    def forget(self, activity_id: int) -> None:
+        """It came to something else."""
+        self._first.pop(activity_id, None)
+
+    def refused(self, activity_id: int) -> bool:
+        """Tell whether most of the others were taken since it was refused for the first time."""
+        self._refused += 1
+        first = self._first.setdefault(activity_id, [self._taken, self._refused - 1])
+        first[1] += 1  # its own refusals do not count
+        taken, others = self._taken - first[0], self._refused - first[1]
+        return taken >= _MOSTLY * (1 + others)
 
 
 class Judge:
@@ -54,6 +82,8 @@ class Judge:
         self._clock = clock
         self._failures = 0  # requests without an answer since the last answer
         self._excused: tuple[str | None, int] = (None, 0)
+        self._throttles = _Throttles()
+        self._repeats = False  # whether the latest probe was not told to whoever waits
         self.answered_at = float("-inf")
         """When Per answered last (monotonic seconds)."""
         self.woken_at = float("-inf")
@@ -65,6 +95,8 @@ class Judge:
         """Decide; ``sent_at`` is when the request was sent, in monotonic seconds."""
         reason = outcome.reason or "no reason"
         was_closed = self._pace.gate is not None
+        if outcome.verdict is not Verdict.RATE_LIMITED:
+            self._throttles.forget(activity.id)
         match outcome.verdict:
             case Verdict.ACCEPTED:
                 if self._pace.gate is Gate.REFUSED:
@@ -76,14 +108,7 @@ class Judge:
             case Verdict.REJECTED:
                 self._refused(activity, reason, sent_at)
             case Verdict.BAD_TOKEN:
-                self._feed.put_back(activity)
-                self.token_refused = True
-                self._pace.refused(sent_at, Gate.BAD_TOKEN, reason)
-                self._complaints.tell(
-                    Gate.BAD_TOKEN,
-                    logging.ERROR,
-                    f"{token_complaint(reason)} until a token works: give it one with the scope activity",
-                )
+                self._without_token(activity, outcome, sent_at, reason)
             case Verdict.RATE_LIMITED:
                 self._throttled(activity, outcome, sent_at, reason)
             case Verdict.NO_ANSWER:
@@ -94,13 +119,14 @@ class Judge:
     def _got_through(self, sent_at: float) -> None:
         self.answered_at = self._clock.monotonic()
         self._failures = 0
+        self._throttles.taken()
         self._pace.answered(sent_at)
 
     def _refused(self, activity: Activity, reason: str, sent_at: float) -> None:
         if self._pace.gate is Gate.REFUSED and reason == self._pace.reason:
             self._feed.put_back(activity)  # nothing has changed: it is not this activity's fault
             self._settler.put(activity, Event.DEFER, sent_at, reason=reason)  # an attempt all the same
-            if sent_at >= self.woken_at:  # else somebody has asked since, and is owed a probe of the newest
+            if not self._owes_another(sent_at):
                 self._pace.refused(sent_at, Gate.REFUSED, reason)
             return
         self._got_through(sent_at)
@@ -119,11 +145,45 @@ class Judge:
                 " a wrong activity type: correct that, and restart the program",
             )
 
+    def _without_token(self, activity: Activity, outcome: Outcome, sent_at: float, reason: str) -> None:
+        """The token is at fault: this term ends, for another process may have a better one."""
+        self._feed.put_back(activity)
+        if outcome.status is not None:  # else the token's callable gave none, and nothing was sent
+            self._settler.put(activity, Event.DEFER, sent_at, reason=f"bad token: {reason}")
+        if self._pace.gate is Gate.BAD_TOKEN and self._owes_another(sent_at):
+            return
+        self.token_refused = True
+        self._pace.refused(sent_at, Gate.BAD_TOKEN, reason)
+        self._complaints.tell(
+            Gate.BAD_TOKEN,
+            logging.ERROR,
+            f"{token_complaint(reason)} until a token works: give it one with the scope activity",
+        )
+
+    def _owes_another(self, sent_at: float) -> bool:
+        """Tell whether somebody has asked since a probe was sent, and is owed one that begins now.
+
+        Never twice in a row: however often somebody asks, whoever waits is told.
+        """
+        self._repeats = sent_at < self.woken_at and not self._repeats
+        return self._repeats
+
     def _throttled(self, activity: Activity, outcome: Outcome, sent_at: float, reason: str) -> None:
-        """It was one too many, or came at a wrong time, which says nothing about it."""
-        self._feed.put_back(activity, first=True)
-        self._settler.put(activity, Event.DEFER, sent_at, reason=reason)
-        if outcome.status == 429 or outcome.retry_after is None:
+        """It was one too many, or came at a wrong time: that is its own affair only if it always is."""
+        alone = self._throttles.refused(activity.id)
+        own = alone or (activity.attempts > 0 and activity.reason == reason)
+        if alone:
+            self._throttles.forget(activity.id)
+            self._pace.throttled_alone()
+        if own:
+            self._failures += 1
+            self._set_aside(activity, sent_at, reason)
+        else:
+            self._feed.put_back(activity, behind=_MOSTLY)
+            self._settler.put(activity, Event.DEFER, sent_at, reason=reason)
+        if outcome.retry_after is None and own and self._others_flow():
+            return
+        if outcome.retry_after is None or (outcome.status == 429 and not own):
             self._pace.throttled(sent_at, reason, outcome.retry_after)
         else:
             self._pace.asked_to_wait(reason, outcome.retry_after)
@@ -139,15 +199,11 @@ class Judge:
         self._failures += 1
         own = activity.attempts > 0 or self.answered_at > min(sent_at, self._feed.failed_at(activity))
         if own or self._feed.crowded():
-            wait = jittered(self._policy.base, self._policy.activity_cap, activity.attempts + 1)
-            if sent_at < self.woken_at:
-                wait = 0.0  # whoever waits is owed an attempt that began after the asking
-            until = self._clock.time_ms() + int(wait * 1000)
-            self._settler.put(activity, Event.DEFER, sent_at, reason=reason, not_before=until)
+            self._set_aside(activity, sent_at, reason)
         else:
             self._feed.suspect(activity)
             self._settler.put(activity, Event.DEFER, sent_at, reason=reason)
-        if own and self._pace.gate is None and (self._failures < _OUTAGE or self._feed.untried()):
+        if own and self._others_flow():
             if not activity.attempts:  # a known one's failure says nothing of Per
                 self._pace.stumbled(sent_at)
         else:
@@ -158,6 +214,18 @@ class Judge:
                     logging.WARNING,
                     f"Per does not answer ({reason}): everything is kept, retrying",
                 )
+
+    def _set_aside(self, activity: Activity, sent_at: float, reason: str) -> None:
+        """Have it wait on its own account."""
+        wait = jittered(self._policy.base, self._policy.activity_cap, activity.attempts + 1)
+        if sent_at < self.woken_at:
+            wait = 0.0  # whoever waits is owed an attempt that began after the asking
+        until = self._clock.time_ms() + int(wait * 1000)
+        self._settler.put(activity, Event.DEFER, sent_at, reason=reason, not_before=until)
+
+    def _others_flow(self) -> bool:
+        """Tell whether a failure of one activity on its own account says nothing of Per."""
+        return self._pace.gate is None and (self._failures < _OUTAGE or self._feed.untried())
 
     def _recovered(self) -> None:
         """Requests flow again: whatever failed meanwhile is sent in its turn."""

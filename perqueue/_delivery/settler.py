@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from perqueue._activity import TRANSITIONS, Event, Settlement, State
+from perqueue._delivery.pace import PROBE_INTERVAL
 from perqueue._outbox import Hold, Settled
-from perqueue._pace import PROBE_INTERVAL
 from perqueue._stats import Gate
 
 if TYPE_CHECKING:
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from perqueue._activity import Activity
     from perqueue._clock import Clock
-    from perqueue._feed import Feed
+    from perqueue._delivery.feed import Feed
+    from perqueue._delivery.pace import Pace
     from perqueue._outbox import Outbox, Position
-    from perqueue._pace import Pace
 
 REFUSAL_STREAK = 20
 """Refusals in a row for one reason, with nothing accepted, that mean it is not the activities' fault."""

@@ -1,0 +1,1 @@
+"""Per on the wire: requests, connections, and what its answers mean."""
