@@ -9,6 +9,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from perqueue._words import counted
 from perqueue.cli import _print
 
 if TYPE_CHECKING:
@@ -35,23 +36,19 @@ def paint(found: Findings, console: Console | None = None) -> None:
         if groups > _ROWS:
             console.print(f"These are {_ROWS} of {groups:,}: see --csv, --json, --html.", style="dim")
     if found.by is not None:
-        for kind in _kinds(found, counted):
+        for kind, counts in found.series().items():
             console.print()
-            console.print(Group(_name(kind, f", each {found.by}"), _steps(found, kind, counted)))
+            console.print(Group(_name(kind, f", each {found.by}"), _steps(found, counts)))
         console.print()
         console.print(_print.NO_SUM, style="dim")
 
 
 def _heading(kind: str, users: int, groups: int) -> Text:
-    return _name(kind, f": {users:,} unique users in {groups:,} billing ID{'' if groups == 1 else 's'}")
+    return _name(kind, f": {counted(users, 'unique user')} in {counted(groups, 'billing ID')}")
 
 
 def _name(kind: str, more: str) -> Text:
     return Text(_print.printable(kind), "bold").append(more, "not bold")
-
-
-def _kinds(found: Findings, counted: Sequence[dict[Key, int] | None]) -> list[str]:
-    return list(dict.fromkeys([*found.totals(), *(kind for step in counted for kind, _ in step or ())]))
 
 
 def _table(*names: str) -> Table:
@@ -78,14 +75,10 @@ def _billing_ids(found: Findings, kind: str, counted: Sequence[dict[Key, int] | 
     return table
 
 
-def _steps(found: Findings, kind: str, counted: Sequence[dict[Key, int] | None]) -> Table:
+def _steps(found: Findings, counts: Sequence[int | None]) -> Table:
     table = _table(f"{found.by} from")
-    sums = [
-        None if step is None else sum(count for (each, _), count in step.items() if each == kind)
-        for step in counted
-    ]
-    top = max((count or 0 for count in sums), default=0)
-    for step, count in zip(found.steps, sums, strict=True):
+    top = max((count or 0 for count in counts), default=0)
+    for step, count in zip(found.steps, counts, strict=True):
         name = f"{step.span.start:%a %Y-%m-%d}" + ("" if step.span.whole else " (in part)")
         if count is None:
             table.add_row(name, Text("?", "red"), Text("no answer from Per", "red"))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from perqueue._words import counted
 from perqueue.cli import _print
 from perqueue.cli._failure import why
 from perqueue.cli._health import PAUSES, Health, Mood, judge
+from perqueue.cli._options import is_missing
 from perqueue.cli._sight import Sight, fields, see
 from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from perqueue._address import DatabaseURL
 
 
@@ -42,7 +45,7 @@ def check(path: Path | DatabaseURL, limits: Limits) -> tuple[Verdict, Sight | No
 
     try:
         # And is not created: a probe of a wrong path must not make it right.
-        if isinstance(path, Path) and not path.exists():
+        if is_missing(path):
             return Verdict(healthy=False, why=f"there is no outbox at {path} -> is the path right?"), None
         sight = see(open_to_look(path), path)
     except OutboxError as error:
@@ -58,7 +61,7 @@ def _verdict(sight: Sight, limits: Limits) -> Verdict:
         return Verdict(healthy=False, why=health.line())
     position = look.position
     if position.damaged > limits.damaged:
-        text = f"{position.damaged:,} damaged or missing activities are not delivered"
+        text = f"{counted(position.damaged, 'damaged or missing activity')} not delivered"
         text += f" (--max-damaged {limits.damaged:,})" if limits.damaged else ""
         remedy = "`perqueue doctor` says what can be rescued; --max-damaged is for those that cannot"
         return Verdict(healthy=False, why=Health(mood=Mood.TROUBLE, text=text, remedy=remedy).line())

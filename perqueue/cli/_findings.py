@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from perqueue._clock import datetime_from_ms, ms_from_datetime
 from perqueue._outbox import open_trail
+from perqueue.cli import _print
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,12 +97,14 @@ class Findings:
 
         Users of several billing IDs can be added up: a user ID means something within its billing ID only.
         """
-        users: Counter[str] = Counter()
-        groups: Counter[str] = Counter()
-        for row in self.usage.rows():
-            users[row.activity_type_id] += row.unique
-            groups[row.activity_type_id] += 1
-        return {kind: (count, groups[kind]) for kind, count in users.most_common()}
+        groups = Counter(row.activity_type_id for row in self.usage.rows())
+        return {kind: (count, groups[kind]) for kind, count in _users(self.usage).most_common()}
+
+    def series(self) -> dict[str, list[int | None]]:
+        """Return unique users of each activity type, step by step; None where Per said nothing."""
+        steps = [None if step.usage is None else _users(step.usage) for step in self.steps]
+        kinds = dict.fromkeys([*self.totals(), *(kind for step in steps for kind in step or ())])
+        return {kind: [None if step is None else step[kind] for step in steps] for kind in kinds}
 
     def ranked(self, activity_type_id: str, most: int) -> list[tuple[str, int]]:
         """Return the billing IDs of a type that have most users, with their numbers."""
@@ -142,6 +145,13 @@ class Findings:
         )
 
 
+def _users(report: Report) -> Counter[str]:
+    users: Counter[str] = Counter()
+    for row in report.rows():
+        users[row.activity_type_id] += row.unique
+    return users
+
+
 def quoted(text: str) -> str:
     """Return a text as one word of a shell's command line, all of it visible."""
     if text.isprintable():
@@ -158,5 +168,4 @@ def _bytes(character: str) -> bytes:
 
 
 def _date(moment: datetime) -> str:
-    text = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return text.removesuffix("T00:00:00.000Z")
+    return _print.iso(moment).removesuffix("T00:00:00.000Z")

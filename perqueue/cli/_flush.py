@@ -6,6 +6,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from perqueue._words import counted
 from perqueue.exceptions import FlushTimeout, PerQueueError
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def watched_flush(
             settled, moved_at = now_settled, now
         elif timeout is None and now - moved_at > patience:
             why = queue._why_pending()  # noqa: SLF001 - the words that a flush with a timeout would use
-            message = f"nothing was accepted for {patience:g} s, {stats.pending} activities are kept ({why})"
+            kept = counted(stats.pending, "activity")
+            message = f"nothing was accepted for {patience:g} s, {kept} kept ({why})"
             raise FlushTimeout(message, pending=stats.pending, reason=why)
     error = result[0] if result else RuntimeError("the flush has failed")
     if error is not None:

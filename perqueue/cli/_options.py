@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from contextlib import suppress
 from datetime import UTC, date, datetime, time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,8 +18,19 @@ if TYPE_CHECKING:
     from perqueue._address import DatabaseURL
     from perqueue._outbox import Operator
 
-MAX_NUMBER = 2**63 - 1
-"""The highest number that an activity can have."""
+_MAX_NUMBER = 2**63 - 1
+
+
+class _Number(click.ParamType[int]):
+    """The number of an activity in its outbox."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return int(click.IntRange(1, _MAX_NUMBER).convert(value, param, ctx))
+
+
+NUMBER = _Number()
 
 
 class _Duration(click.ParamType[float]):
@@ -38,6 +50,17 @@ class _Duration(click.ParamType[float]):
 
 DURATION = _Duration()
 
+
+class Seconds(click.FloatRange):
+    """A finite number of seconds: to click, "nan" is within every range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if not math.isfinite(seconds):
+            self.fail(f"{seconds} is not a number of seconds.", param, ctx)
+        return seconds
+
+
 outbox_option = click.option(
     "--outbox",
     "-o",
@@ -55,11 +78,20 @@ def existing(outbox: str) -> Path | DatabaseURL:
     """Return the place of an outbox; a file must be there, and what it holds is not checked."""
     from perqueue._settings import outbox_place
 
-    path = outbox_place(outbox)
-    if isinstance(path, Path) and not path.exists():
-        message = f"there is no outbox at {path}: is the path right? The first record() creates it"
-        raise Misuse(message)
-    return path
+    place = outbox_place(outbox)
+    if is_missing(place):
+        raise Misuse(missing(place))
+    return place
+
+
+def is_missing(place: Path | DatabaseURL) -> bool:
+    """Tell whether there is no such file; a database is asked when it is opened."""
+    return isinstance(place, Path) and not place.exists()
+
+
+def missing(place: Path | DatabaseURL) -> str:
+    """Return what there is to say then."""
+    return f"there is no outbox at {place}: is the path right? The first record() creates it"
 
 
 def existing_file(outbox: str) -> Path:
@@ -85,6 +117,22 @@ def outbox_to_read(outbox: str) -> Path | DatabaseURL:
     place = existing(outbox)
     bring_up_to_date(place)
     return place
+
+
+def check_comparable(place: Path | DatabaseURL) -> None:
+    """Bring an outbox up to date; refuse one that does not deliver to the Per whose report is asked for."""
+    from perqueue._outbox import bring_up_to_date, open_trail
+    from perqueue._settings import DEFAULT_BASE_URL, checked_base_url, origin_of
+
+    bring_up_to_date(place)
+    asked = origin_of(checked_base_url(os.environ.get("PER_BASE_URL") or DEFAULT_BASE_URL))
+    with open_trail(place) as trail:
+        origin = trail.origin()
+    if origin not in {None, asked}:
+        message = (
+            f"this outbox belongs to {origin}, not to {asked}: PER_BASE_URL says whose report is asked for"
+        )
+        raise Misuse(message)
 
 
 def is_embedded(outbox: str) -> bool:

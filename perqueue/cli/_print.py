@@ -1,9 +1,11 @@
-"""What is printed: tables, JSON, ages."""
+"""What is printed: tables, CSV, JSON, ages."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import re
 import shutil
 import sys
 from datetime import datetime
@@ -18,6 +20,7 @@ _LEGIBLE = 20
 """Characters below which no column of a table is cut: a time has 19."""
 _RECOGNISABLE = 12
 """The same for the last column, which has the longest texts."""
+_NOT_ASCII = re.compile(r"[^\n -~]")
 
 NO_SUM = (
     "A user who was active in several steps counts in each of them, and once in the whole period:"
@@ -32,7 +35,15 @@ def to_terminal() -> bool:
 
 def as_json(data: object) -> None:
     """Print JSON; whatever JSON has no form for (a date, an enumeration's member) as its text."""
-    click.echo(json.dumps(data, indent=2, ensure_ascii=False, default=_text))
+    click.echo(_json(data))
+
+
+def _json(data: object) -> str:
+    """Return JSON with letters of any script, and with what is not printable as its escape."""
+    text = json.dumps(data, indent=2, ensure_ascii=False, default=_text)
+    return _NOT_ASCII.sub(
+        lambda found: found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1], text
+    )
 
 
 def _text(value: object) -> str:
@@ -43,7 +54,7 @@ def as_json_array(items: Iterable[object]) -> None:
     """Print a JSON array, each item as it comes: there may be more than fit into memory."""
     first = True
     for item in items:
-        text = json.dumps(item, indent=2, ensure_ascii=False).replace("\n", "\n  ")
+        text = _json(item).replace("\n", "\n  ")
         click.echo(("[\n  " if first else ",\n  ") + text, nl=False)
         first = False
     click.echo("[]" if first else "\n]")
@@ -58,6 +69,15 @@ def iso(moment: datetime | None) -> str | None:
     if moment is None:
         return None
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def as_csv(headings: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Print CSV as it is; on a terminal, so that no text from outside can command it."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(headings)
+    if sys.stdout.isatty():
+        rows = ([printable(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
+    writer.writerows(rows)
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -32,5 +32,5 @@ def replace(path: Path, content: bytes) -> None:
             os.fsync(descriptor)
         Path(name).replace(path)
     except BaseException:
-        Path(name).unlink()
+        Path(name).unlink(missing_ok=True)
         raise

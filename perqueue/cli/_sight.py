@@ -11,7 +11,7 @@ from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
     from perqueue._address import DatabaseURL
-    from perqueue._outbox import AnOnlooker, Position
+    from perqueue._outbox import Onlooker, Position
     from perqueue._outbox.look import Look
 
 _NAMED = 3
@@ -58,7 +58,7 @@ class Sight:
         return f"process {pid}" if pid else "a process that is starting or ending"
 
 
-def see(onlooker: AnOnlooker, path: Path | DatabaseURL) -> Sight:
+def see(onlooker: Onlooker, path: Path | DatabaseURL) -> Sight:
     """Look once; what is wrong with the file is part of what is seen."""
     from perqueue._clock import SYSTEM_CLOCK
 

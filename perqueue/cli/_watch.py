@@ -10,18 +10,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from perqueue._clock import datetime_from_ms
+from perqueue._clock import moment_from_ms
+from perqueue._outbox import open_to_look
 from perqueue.cli import _print
+from perqueue.cli._options import is_missing, missing
 from perqueue.cli._sight import fields, see
 from perqueue.cli._signals import stop_requests
 from perqueue.cli._track import Track
+from perqueue.exceptions import OutboxError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from perqueue._address import DatabaseURL
-    from perqueue._outbox import AnOnlooker
+    from perqueue._outbox.look import Look
     from perqueue.cli._track import Percentiles, Picture
 
 
@@ -31,13 +34,28 @@ class View(Protocol):
     def __call__(self, picture: Picture) -> None: ...
 
 
-def watch(onlooker: AnOnlooker, path: Path | DatabaseURL, interval: float, *, as_json: bool) -> None:
-    """Look every so many seconds until SIGTERM or SIGINT."""
-    track = Track()
+class _Patient:
+    """Looks at an outbox whose file may not be there yet."""
+
+    def __init__(self, place: Path | DatabaseURL) -> None:
+        self._place = place
+        self._onlooker = None if is_missing(place) else open_to_look(place)
+
+    def look(self) -> Look:
+        if self._onlooker is None:
+            if is_missing(self._place):
+                raise OutboxError(missing(self._place))
+            self._onlooker = open_to_look(self._place)
+        return self._onlooker.look()
+
+
+def watch(place: Path | DatabaseURL, interval: float, *, as_json: bool) -> None:
+    """Look every so many seconds until SIGTERM or SIGINT; raise :class:`OutboxError` of what is no outbox."""
+    onlooker, track = _Patient(place), Track()
     with stop_requests() as stop, _view(interval, as_json=as_json) as show:
         due = time.monotonic()
         while True:
-            show(track.add(see(onlooker, path), time.monotonic()))
+            show(track.add(see(onlooker, place), time.monotonic()))
             due = max(due + interval, time.monotonic())  # what was missed is not made up for
             if stop.wait(max(0.0, due - time.monotonic())):
                 return
@@ -86,7 +104,7 @@ def _line(picture: Picture) -> None:
 
 def _json_line(picture: Picture) -> None:
     sight, rates = picture.sight, picture.rates
-    shown: dict[str, Any] = {"at": datetime_from_ms(sight.now), "outbox": str(sight.path)}
+    shown: dict[str, Any] = {"at": moment_from_ms(sight.now), "outbox": str(sight.path)}
     if sight.look is not None:
         shown |= fields(sight)
     shown |= {
@@ -99,7 +117,7 @@ def _json_line(picture: Picture) -> None:
         "answers": _as_dict(picture.answers),
         "failures": _as_dict(picture.failures),
         "errors": [
-            {"reason": each.reason, "count": each.times, "last_at": datetime_from_ms(each.last_at)}
+            {"reason": each.reason, "count": each.times, "last_at": moment_from_ms(each.last_at)}
             for each in picture.errors
         ],
     }

@@ -14,6 +14,7 @@ from perqueue.cli._options import examples, existing_file, outbox_option, outbox
 @click.command(
     short_help="Print a configuration for a view in the browser.",
     epilog=examples(
+        "pip install 'useper-perqueue[datasette]'",
         "perqueue datasette --outbox activities.db | datasette -m - activities.db",
         "perqueue datasette --outbox activities.db > metadata.yaml",
     ),
@@ -26,8 +27,8 @@ def datasette(outbox: str) -> None:
     such as one activity's story, late ones per month, and what Per refused. It is YAML and holds the
     file's name, by which Datasette finds it, and nothing of what the file holds.
 
-    Datasette is not part of perqueue: `pip install 'useper-perqueue[datasette]'` brings the releases that
-    this is tested with. Never give it the option --immutable for an outbox that is in use.
+    Datasette is not part of perqueue: the first line below brings the releases that this is tested with.
+    Never give it the option --immutable for an outbox that is in use.
     """
     existing_file(outbox)
     outbox_to_read(outbox)

@@ -38,7 +38,7 @@ T = TypeVar("T")
     "--ca-file",
     type=click.Path(exists=True, dir_okay=False),
     metavar="PATH",
-    help="Authorities to trust as well, as the program does with verify=….",
+    help="Trust these authorities (PEM) as well, as the program does with verify=….",
 )
 @click.option(
     "--salvage",
@@ -49,7 +49,7 @@ T = TypeVar("T")
 @click.option(
     "--base-url",
     metavar="URL",
-    help="With --salvage: where the new file's Per is, if that is damaged. [default: as in the old file]",
+    help="With --salvage: the new file's Per, if what the old one says is damaged. [default: what it says]",
 )
 @click.pass_context
 def doctor(
@@ -64,17 +64,19 @@ def doctor(
 ) -> None:
     """Look for anything wrong with an outbox, its machine and the way to Per, and say what to do about it.
 
-    Reads all of the file, changes nothing, and records nothing: of Per it asks, at most five times and
-    within ten seconds, what nobody can be counted for. Tokens come from the environment. With --offline it
-    asks nothing: use that in cron. Exit code 0: nothing is wrong. 1: something is. 2: it cannot look, because
+    Reads all of the file, changes nothing, and records nothing: it sends Per at most five requests, within
+    ten seconds, and none that could count anybody. Tokens come from the environment. With --offline it sends
+    none: use that in cron. Exit code 0: nothing is wrong. 1: something is. 2: it cannot look, because
     there is no such file, or this user may not read it.
 
     With --salvage every activity that can still be read goes into a new file, with its outcome: what was
-    pending, or whose outcome cannot be read, is pending there. The old file is only read: keep it. Stop the
-    programs that use it before. If there is nothing of an outbox to be read, there is no new file.
+    pending, or whose outcome cannot be read, is pending there. The old file is only read: keep it. First stop
+    the programs that use it. If there is nothing of an outbox to be read, there is no new file.
     """
     if base_url is not None and new is None:
         raise click.UsageError("--base-url is for --salvage.")
+    if ca_file is not None and (offline or new is not None):
+        raise click.UsageError("--ca-file is for asking Per: leave out --offline and --salvage.")
     try:
         place = existing(outbox) if new is None else existing_file(outbox)
     except OSError as error:  # a folder that is closed to this user
@@ -94,7 +96,7 @@ def doctor(
 def _trusting(ca_file: str | None) -> ssl.SSLContext:
     import ssl
 
-    from perqueue._tls import tls_context
+    from perqueue._wire.tls import tls_context
 
     context = tls_context(verify=True)
     if ca_file is not None:
@@ -135,17 +137,18 @@ def _salvage(path: Path, new: str, base_url: str | None, *, as_json: bool) -> No
     from perqueue._lock import is_drained
     from perqueue._outbox.examine import users_of
     from perqueue._outbox.salvage import salvage
-    from perqueue._settings import _base_url, origin_of, outbox_path
+    from perqueue._settings import checked_base_url, origin_of, outbox_path
+    from perqueue.cli._checks.programs import names_of
 
-    origin = None if base_url is None else origin_of(_base_url(base_url))
+    origin = None if base_url is None else origin_of(checked_base_url(base_url))
     target = outbox_path(new)
     if target.exists():
         message = f"{target} exists: a salvage never overwrites anything; name a new file"
         raise Misuse(message)
     users = users_of(path)
     if users or is_drained(path):
-        names = ", ".join(f"process {pid}" for pid in sorted(users) if pid) or "a process"
-        message = f"{names} uses {path}: stop it first, or what it does meanwhile would be in neither file"
+        who = names_of(users) or "a process"
+        message = f"{who} uses {path}: stop it first, or what it does meanwhile would be in neither file"
         raise Failure(message)
     saved = salvage(path, target, origin)
     try:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from perqueue._words import counted
 from perqueue.cli import _print
 from perqueue.cli._failure import Failure
 from perqueue.cli._flush import Stopped, watched_flush
-from perqueue.cli._options import examples, existing, is_embedded, need_token, outbox_option
+from perqueue.cli._options import Seconds, examples, existing, is_embedded, need_token, outbox_option
 from perqueue.cli._signals import StopRequest, stop_requests
 from perqueue.exceptions import OutboxError
 
@@ -36,9 +37,9 @@ _LOOK = 0.5
 @click.option("--watch", is_flag=True, help="Go on until SIGTERM or SIGINT.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0),
+    type=Seconds(0),
     metavar="SECONDS",
-    help="Give up after so long. [default: after 30 s in which nothing was delivered]",
+    help="Give up after this time. [default: after 30 s in which nothing was delivered]",
 )
 def drain(outbox: str, timeout: float | None, *, watch: bool) -> None:
     """Deliver what is in the outbox, and say whether Per has it all.
@@ -76,7 +77,7 @@ def _drain(queue: PerQueue, stop: StopRequest, timeout: float | None) -> None:
         with _progress(before) as look:
             watched_flush(queue, timeout=timeout, patience=_PATIENCE, look=look, pause=stop.wait)
     except Stopped:
-        message = f"stopped: {queue.stats().pending:,} activities are pending, and kept"
+        message = f"stopped: {counted(queue.stats().pending, 'activity')} pending, and kept"
         raise Failure(message) from None
     finally:
         after, took = queue.stats(), time.monotonic() - began

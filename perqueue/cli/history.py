@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 from dataclasses import asdict, fields
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from perqueue.cli import _print
 from perqueue.cli._failure import Failure
-from perqueue.cli._options import MAX_NUMBER, examples, json_option, moment, outbox_option, outbox_to_read
+from perqueue.cli._options import NUMBER, examples, json_option, moment, outbox_option, outbox_to_read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,11 +41,11 @@ _TABLE_LIMIT = 1000
 @click.option("--until", metavar="DATE", help="Recorded before then.")
 @click.option(
     "--limit",
-    type=click.IntRange(1, MAX_NUMBER),
+    type=click.IntRange(min=1),
     metavar="N",
     help="Show at most so many. [default: all; in a table 1000]",
 )
-@click.option("--id", "number", type=click.IntRange(1, MAX_NUMBER), help="One activity, and every attempt.")
+@click.option("--id", "number", type=NUMBER, help="One activity, and every attempt.")
 @json_option
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 def history(
@@ -62,8 +62,8 @@ def history(
     """Show what became of activities, in the order of their recording.
 
     All filters must fit. A date without a time zone is in UTC; a bare date is its midnight. The table
-    leaves out what all have in common; `after` is the time from recording to Per's answer. All columns are in
-    --json and --csv. Settled activities are kept as long as the program's `keep_delivered` says.
+    leaves out IDs that all its rows share; `after` is the time from recording to Per's answer. --json and
+    --csv have all columns. Settled activities are kept as long as the program's `keep_delivered` says.
 
     Needs no token, and only reads; programs go on recording meanwhile.
     """
@@ -74,7 +74,10 @@ def history(
             raise click.UsageError("--id names one activity: leave out filters, --limit and --csv.")
         _show_one(outbox_to_read(outbox), number, as_json=as_json)
         return
-    wanted = {**ids, "since": moment(since), "until": moment(until)}
+    first, beyond = moment(since), moment(until)
+    if isinstance(first, datetime) and isinstance(beyond, datetime) and first >= beyond:
+        raise click.UsageError("--since must be before --until.")
+    wanted = {**ids, "since": first, "until": beyond}
     in_table = not (as_json or as_csv)
     most = _TABLE_LIMIT + 1 if in_table and limit is None else limit
     records = _records(outbox_to_read(outbox), wanted, most)
@@ -95,7 +98,7 @@ def _records(
     """Yield records page by page, so that no number of them fills the memory."""
     from perqueue._audit import history as page
 
-    after, left = 0, MAX_NUMBER if limit is None else limit
+    after, left = 0, sys.maxsize if limit is None else limit
     while left > 0:
         size = min(left, _PAGE)
         records = page(place, after=after, limit=size, **wanted)
@@ -113,9 +116,9 @@ def _plain(record: ActivityRecord) -> dict[str, Any]:
 def _as_csv(records: Iterator[ActivityRecord]) -> None:
     from perqueue._audit import ActivityRecord
 
-    writer = csv.DictWriter(sys.stdout, [field.name for field in fields(ActivityRecord)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(map(_plain, records))
+    _print.as_csv(
+        [field.name for field in fields(ActivityRecord)], (_plain(each).values() for each in records)
+    )
 
 
 def _after(record: ActivityRecord) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from datetime import time, timedelta
 from typing import TYPE_CHECKING, Any
@@ -10,21 +9,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from perqueue.cli import _print
-from perqueue.cli._failure import NOT_DONE, Misuse
+from perqueue.cli._failure import NOT_DONE
 from perqueue.cli._options import (
     DURATION,
+    check_comparable,
     examples,
+    existing,
     json_option,
     moment,
     need_token,
     outbox_option,
-    outbox_to_read,
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from perqueue._address import DatabaseURL
     from perqueue._reconcile import Reconciliation
 
 _HEADINGS = {
@@ -43,7 +40,7 @@ _ONLY_IF_ANY = ("late", "uncertain", "pending", "rejected")
 
 
 @click.command(
-    short_help="Explain Per's report by this outbox.",
+    short_help="Compare Per's report with what this outbox recorded.",
     epilog=examples(
         "perqueue reconcile",
         "perqueue reconcile --start 2018-12-01 --end 2018-12-31",
@@ -84,8 +81,8 @@ def reconcile(
     if end is not None and start is None:
         raise click.UsageError("--end needs --start.")
     need_token("PER_REPORTING_TOKEN", "reporting")
-    path = outbox_to_read(outbox)
-    _check_origin(path)
+    path = existing(outbox)
+    check_comparable(path)
     from perqueue._client import PerClient
     from perqueue._clock import SYSTEM_CLOCK
     from perqueue._reconcile import reconcile as compare
@@ -99,21 +96,6 @@ def reconcile(
         _show(found)
     if found.unexplained:
         context.exit(NOT_DONE)
-
-
-def _check_origin(place: Path | DatabaseURL) -> None:
-    """Refuse to compare an outbox with the report of a Per that it does not deliver to."""
-    from perqueue._outbox import open_trail
-    from perqueue._settings import DEFAULT_BASE_URL, _base_url, origin_of
-
-    asked = origin_of(_base_url(os.environ.get("PER_BASE_URL") or DEFAULT_BASE_URL))
-    with open_trail(place) as trail:
-        origin = trail.origin()
-    if origin not in {None, asked}:
-        message = (
-            f"this outbox belongs to {origin}, not to {asked}: PER_BASE_URL says whose report is asked for"
-        )
-        raise Misuse(message)
 
 
 def as_plain(found: Reconciliation) -> dict[str, Any]:
@@ -139,11 +121,15 @@ def _show(found: Reconciliation) -> None:
         click.echo(f"activity type {_print.printable(kinds.pop())}", err=True)
         names.remove("activity_type_id")
     _print.table([_HEADINGS[name] for name in names], [[row[name] for name in names] for row in rows])
-    notes = [row for row in rows if row["note"]]
+    notes: dict[str, list[str]] = {}
+    for row in rows:
+        kind = f" ({row['activity_type_id']})" if "activity_type_id" in names else ""
+        notes.setdefault(row["note"], []).append(f"{row['billing_id']}{kind}")
+    notes.pop("", None)
     if notes:
         click.echo()
-    for row in notes:
-        click.echo(_print.printable(f"{row['billing_id']}: {row['note']}."))
+    for note, whose in notes.items():
+        click.echo(_print.printable(f"{', '.join(whose)}: {note}."))
     if not found.complete:
         lost = f"are damaged ({found.damaged:,})" if found.damaged else "are no longer in this outbox"
         click.echo(f"The trail is incomplete: of this period, some activities {lost}.", err=True)

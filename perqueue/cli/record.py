@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
+from perqueue._words import counted
 from perqueue.cli._failure import Failure, Misuse, failure, silence_stdout, why
 from perqueue.cli._options import examples, is_embedded, outbox_option
 from perqueue.exceptions import PerQueueError
@@ -109,7 +110,7 @@ def _record_lines(queue: PerQueue, lines: BinaryIO, *, as_csv: bool) -> None:
     except PerQueueError as error:
         raise failure(error, _at_line(rows.line_num, str(error), done)) from error
     if unprinted is not None:
-        raise Failure(f"all {done} activities are recorded, but standard output: {why(unprinted)}")
+        raise Failure(f"all recorded ({counted(done, 'activity')}), but standard output: {why(unprinted)}")
 
 
 def _printed(number: int) -> OSError | None:
@@ -124,7 +125,7 @@ def _printed(number: int) -> OSError | None:
 
 def _parts(row: list[str]) -> tuple[str, str, str | None]:
     if not 2 <= len(row) <= 3:
-        fields = "1 field" if len(row) == 1 else f"{len(row)} fields"
+        fields = counted(len(row), "field")
         raise Failure(f"{fields}, not a billing ID, a user ID and perhaps an activity type")
     return row[0], row[1], (row[2] or None) if len(row) == 3 else None
 
@@ -135,4 +136,4 @@ def _decoded(lines: BinaryIO) -> Iterator[str]:
 
 
 def _at_line(number: int, why: str, done: int) -> str:
-    return f"line {number}: {why}; {done} activities before it are recorded"
+    return f"line {number}: {why}; recorded before it: {counted(done, 'activity')}"

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from perqueue._words import counted
 from perqueue.cli import _print
 from perqueue.cli._failure import Commands, Failure, Misuse
-from perqueue.cli._options import MAX_NUMBER, examples, json_option, open_as_operator, outbox_option
+from perqueue.cli._options import NUMBER, examples, json_option, open_as_operator, outbox_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ _COLUMNS = (
 
 
 def _chosen(command: Callable[..., Any]) -> Callable[..., Any]:
-    ids = click.argument("ids", metavar="[NUMBER]...", nargs=-1, type=click.IntRange(1, MAX_NUMBER))
+    ids = click.argument("ids", metavar="[NUMBER]...", nargs=-1, type=NUMBER)
     return ids(click.option("--all", "everything", is_flag=True, help="All that are rejected now.")(command))
 
 
@@ -72,15 +73,15 @@ def _as_table(rows: list[dict[str, Any]]) -> None:
 
 
 def _rows(opened: Operator) -> list[dict[str, Any]]:
-    activities = opened.rejected_since(0, MAX_NUMBER)
+    activities = opened.rejected_since(0, sys.maxsize)
     settled = opened.settled([activity.id for activity in activities])
     rows: list[dict[str, Any]] = []
     for activity in activities:
         end = settled.get(activity.id)
-        times = (_moment(activity.recorded_at), None if end is None else _moment(end.settled_at))
         values = (
             activity.id, activity.billing_id, activity.user_id, activity.activity_type_id,
-            *times, activity.attempts, activity.reason,
+            _moment(activity.recorded_at), None if end is None else _moment(end.settled_at),
+            activity.attempts, activity.reason,
         )  # fmt: skip
         rows.append(dict(zip(_COLUMNS, values, strict=True)))
     return rows
@@ -89,7 +90,7 @@ def _rows(opened: Operator) -> list[dict[str, Any]]:
 def _moment(milliseconds: int) -> str:
     from perqueue._clock import datetime_from_ms
 
-    return datetime_from_ms(milliseconds).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return _print.iso(datetime_from_ms(milliseconds))
 
 
 @rejected.command(
@@ -127,7 +128,7 @@ def discard(ids: Sequence[int], outbox: str, *, everything: bool, yes: bool) -> 
     with closing(open_as_operator(outbox)) as opened:
         if not yes:
             many = opened.position().rejected if wanted is None else len(wanted)
-            click.confirm(f"Give up {many:,} refused activities for good?", abort=True, err=True)
+            click.confirm(f"Give up {counted(many, 'refused activity')} for good?", abort=True, err=True)
         count = opened.discard(wanted)
     _tell("discarded", count, wanted)
 
@@ -139,6 +140,6 @@ def _wanted(ids: Sequence[int], *, everything: bool) -> list[int] | None:
 
 
 def _tell(done: str, count: int, wanted: list[int] | None) -> None:
-    click.echo(f"{done} {count:,} activit{'y' if count == 1 else 'ies'}")
+    click.echo(f"{done} {counted(count, 'activity')}")
     if wanted is not None and count < len(wanted):
         raise Failure(f"{len(wanted) - count} of these are not rejected: see `perqueue rejected list`")

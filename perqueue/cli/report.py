@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 import sys
@@ -16,7 +15,7 @@ from click.core import ParameterSource
 
 from perqueue.cli import _print
 from perqueue.cli._failure import NOT_DONE, Failure, Misuse
-from perqueue.cli._options import examples, existing, json_option, moment, need_token
+from perqueue.cli._options import check_comparable, examples, existing, json_option, moment, need_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -59,7 +58,7 @@ class _Span(click.ParamType[timedelta]):
 @click.option(
     "--by",
     type=click.Choice(["day", "week", "month"]),
-    help="Also ask for each of them, in UTC.",
+    help="Also show each day, week (from Monday) or month of the period, in UTC.",
 )
 @json_option
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV; with --by, the series.")
@@ -90,8 +89,8 @@ def report(
     in UTC. What is still in the outbox is not counted: `perqueue drain` first where that matters.
 
     Per counts each user once in a period, so the numbers of days do not add up to that of their month. --by
-    asks Per once for each step, 400 at most, one after the other; a step without an answer is named, and is
-    exit code 1. Needs PER_REPORTING_TOKEN, and no outbox.
+    asks Per once for each step, 400 at most, one after the other. A step without an answer is named, and the
+    exit code is 1. Needs PER_REPORTING_TOKEN, and no outbox.
     """
     if last is not None and (start is not None or end is not None):
         raise click.UsageError("--last is a period of its own: leave out --start and --end.")
@@ -148,6 +147,9 @@ def _writer(target: str) -> Callable[[Findings], None]:
     if not Path(target).absolute().parent.is_dir():
         message = f"there is no directory for {target}"
         raise Misuse(message)
+    if Path(target).is_dir():
+        message = f"--html {target}: that is a directory; name a file in it"
+        raise Misuse(message)
 
     def write(found: Findings) -> None:
         from perqueue.cli._replace import replace
@@ -175,10 +177,9 @@ def _find(
         if outbox is None:
             usage = per.get_report(start, end)
         else:
-            from perqueue._outbox import bring_up_to_date
             from perqueue._reconcile import reconcile
 
-            bring_up_to_date(outbox, origin)
+            check_comparable(outbox)
             said: list[Report] = []
 
             def ask(*period: datetime | str | None) -> Report:
@@ -257,13 +258,10 @@ def _plain_step(step: Step) -> dict[str, Any]:
 
 
 def _as_csv(found: Findings) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
     if found.by is None:
-        writer.writerow(_COLUMNS)
-        writer.writerows([row[name] for name in _COLUMNS] for row in _rows(found.usage))
-        return
-    writer.writerow(_SERIES_COLUMNS)
-    writer.writerows(_series_rows(found))
+        _print.as_csv(_COLUMNS, ([row[name] for name in _COLUMNS] for row in _rows(found.usage)))
+    else:
+        _print.as_csv(_SERIES_COLUMNS, _series_rows(found))
 
 
 def _series_rows(found: Findings) -> Iterator[list[Any]]:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from perqueue._words import counted
 from perqueue.cli import _print
 from perqueue.cli._failure import Misuse, why
-from perqueue.cli._options import examples
+from perqueue.cli._options import Seconds, examples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,7 +38,7 @@ _INTERVAL = 0.5
     "--port", type=click.IntRange(0, 65535), default=8423, show_default=True, help="Port; 0: any free one."
 )
 @click.option(
-    "--latency", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Before each answer."
+    "--latency", type=Seconds(0), default=0.0, metavar="SECONDS", help="Wait so long before each answer."
 )
 @click.option(
     "--fault", "faults", multiple=True, metavar="FAULT", help="Go wrong in this way; may be given repeatedly."
@@ -47,7 +48,7 @@ _INTERVAL = 0.5
 def sandbox(
     host: str, port: int, latency: float, faults: Sequence[str], *, list_faults: bool, quiet: bool
 ) -> None:
-    """Run a local Per in the foreground, until Ctrl-C.
+    """Run a local Per, which stands in for the real one, until Ctrl-C.
 
     It prints the variables that make programs talk to it, and then what arrives. What it received is
     gone when it ends.
@@ -86,7 +87,7 @@ def sandbox(
                 raise  # standard output takes nothing
             remedy = "try --host 127.0.0.1" if error.errno == errno.EADDRNOTAVAIL else "try --port 0"
             raise Misuse(f"cannot listen on {host} port {port}: {why(error)}; {remedy}") from error
-    click.echo(f"\n{ended.requests:,} requests, {ended.accepted:,} activities accepted")
+    click.echo(f"\n{counted(ended.requests, 'request')}, {counted(ended.accepted, 'activity')} accepted")
 
 
 def _fault(text: str) -> tuple[Fault, dict[str, Any]]:

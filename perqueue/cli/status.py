@@ -8,7 +8,7 @@ import click
 
 from perqueue.cli import _print
 from perqueue.cli._failure import NOT_DONE
-from perqueue.cli._options import DURATION, examples, existing, json_option, outbox_option
+from perqueue.cli._options import DURATION, Seconds, examples, existing, json_option, outbox_option
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -36,7 +36,7 @@ _MAX_AGE = 300.0
 @click.option("--watch", "watching", is_flag=True, help="Look again and again, until Ctrl-C.")
 @click.option(
     "--interval",
-    type=click.FloatRange(min=0.1, max=86400),
+    type=Seconds(0.1, 86400),
     metavar="SECONDS",
     help="With --watch: seconds between two looks. [default: 2]",
 )
@@ -56,7 +56,7 @@ _MAX_AGE = 300.0
     "--max-damaged",
     type=click.IntRange(min=0),
     metavar="N",
-    help="With --check: how many damaged ones are known, and given up. [default: 0]",
+    help="With --check: how many may be damaged, for those that are known and given up. [default: 0]",
 )
 @click.pass_context
 def status(
@@ -78,7 +78,8 @@ def status(
     it warns: Per counts by arrival, so what is late counts in the next month (`month_end` in --json).
 
     With --watch it shows trend, rates, answer times and the last errors in a terminal, elsewhere one line
-    for each look (with --json: one object). Ctrl-C or SIGTERM ends it with exit code 0.
+    for each look (with --json: one object). A file that is not there yet is waited for. Ctrl-C or SIGTERM
+    ends it with exit code 0.
 
     With --check it is for probes. Exit code 0: healthy. 1: not, and the one line says why and what to do:
     the oldest has been pending for too long, too many are, delivery is paused (a bad token, everything
@@ -100,18 +101,17 @@ def status(
         if not _healthy(outbox_place(outbox), Limits(age, max_pending, max_damaged or 0), as_json=as_json):
             context.exit(NOT_DONE)
         return
+    if watching:
+        from perqueue.cli._watch import watch
+
+        watch(outbox_place(outbox), interval or _INTERVAL, as_json=as_json)
+        return
     path = existing(outbox)
 
     from perqueue._outbox import open_to_look
     from perqueue.cli._sight import fields, see
 
-    onlooker = open_to_look(path)
-    if watching:
-        from perqueue.cli._watch import watch
-
-        watch(onlooker, path, interval or _INTERVAL, as_json=as_json)
-        return
-    sight = see(onlooker, path)
+    sight = see(open_to_look(path), path)
     shown = fields(sight) | {"outbox": str(path)}
     if as_json:
         _print.as_json(shown)

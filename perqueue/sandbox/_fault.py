@@ -4,6 +4,7 @@ That is its field `accept`: fixed where only one value makes sense, an option el
 is accepted stands in the ledger at its arrival, before anything happens to the answer.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
@@ -18,8 +19,10 @@ class Fault:
     def __post_init__(self) -> None:
         """Refuse what no server could do."""
         for option, value in vars(self).items():
-            if option in _LEAST and value is not None and not value >= _LEAST[option]:
-                raise ValueError(f"{self.name}: {option} must be at least {_LEAST[option]}, not {value!r}")
+            if option in _LEAST and value is not None and not _LEAST[option] <= value < math.inf:
+                raise ValueError(
+                    f"{self.name}: {option} must be at least {_LEAST[option]} and finite, not {value!r}"
+                )
             if option in {"code", "status"} and not 200 <= value <= 599:
                 raise ValueError(f"{self.name}: {option} must be an HTTP status, 200 to 599, not {value!r}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Self
 
 from perqueue.sandbox._app import App
@@ -52,8 +53,8 @@ class Sandbox(Received):
         on_request: Callable[[RequestSeen], None] | None = None,
         on_activity: Callable[[ReceivedActivity], None] | None = None,
     ) -> None:
-        if not latency >= 0:
-            raise ValueError(f"latency must be at least 0 seconds, not {latency!r}")
+        if not 0 <= latency < math.inf:
+            raise ValueError(f"latency must be at least 0 seconds and finite, not {latency!r}")
         if clock().tzinfo is None:
             raise ValueError("clock must return aware datetimes")
         scopes = check_tokens(DEFAULT_TOKENS if tokens is None else tokens)

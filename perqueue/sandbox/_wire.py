@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final
 from urllib.parse import parse_qs
 
 ACTIVITIES_ADD: Final = "activities.add"
@@ -11,7 +11,6 @@ REPORTS_GET: Final = "reports.get"
 ENDPOINTS: Final = frozenset({ACTIVITIES_ADD, REPORTS_GET})
 JSON_TYPE: Final = "application/json"
 
-Endpoint = Literal["activities.add", "reports.get"]
 Query = Mapping[str, list[str]]
 
 

@@ -81,6 +81,8 @@ def test_the_numbers_are_pers(browse, make_page):
         assert "LOGIN\n14\nunique users in 3 billing IDs" in tiles
         assert "EXPORT\n3\nunique users in 1 billing ID" in tiles
         assert table(page, ".bars >> nth=0")["ACME"][1] == "12"
+        bars = page.locator(".bars >> nth=0").locator("td:nth-child(2) rect")
+        assert [bar.get_attribute("width") for bar in bars.all()] == ["100.00%", "8.33%", "8.33%"]
         assert [row[:3] for row in table(page, "#all").values()][:2] == [
             ["LOGIN", "12", "12"],
             ["EXPORT", "3", "3"],
@@ -157,6 +159,8 @@ def test_search_and_sort(browse, make_page):
         page.fill("#search", "late_")
         assert list(table(page, "#all")) == ["LATE_AT_START", "LATE_AT_END"]
         assert page.inner_text("#said") == "2 of 7 rows shown"
+        page.fill("#search", "export")  # an activity type
+        assert list(table(page, "#all")) == ["GLOBEX"]
         page.fill("#search", "")
         page.select_option("#verdict", "unexplained")
         assert list(table(page, "#all")) == ["FOREIGN"]
@@ -167,6 +171,20 @@ def test_search_and_sort(browse, make_page):
             page.click("#all th button:text-is('Per')")
             assert page.get_attribute("#all th:has(button:text-is('Per'))", "aria-sort") == order
             assert next(iter(table(page, "#all").values()))[1] == first
+
+
+def test_types_that_only_the_outbox_knows_are_told_apart(browse, make_page, outbox, per):
+    """Where Per counts one activity type, and another one is pending, each number says which it is of."""
+    with closing(Month(outbox, per)) as month:
+        month.delivered("ACME", "USER_1", START + DAY)
+        month.recorded("ACME", "USER_2", START + DAY, kind="EXPORT")
+    with browse() as page:
+        page.goto(make_page())
+        kinds = page.locator("#all tbody td.id")
+        assert kinds.all_inner_texts() == ["LOGIN", "EXPORT"]
+        assert page.locator("td[data-label='Activity type']").all_inner_texts() == ["EXPORT"]
+        page.fill("#search", "export")
+        assert page.inner_text("#said") == "1 of 2 rows shown"
 
 
 def test_many_billing_ids_stay_readable(browse, make_page, outbox, per):
@@ -204,11 +222,12 @@ def test_without_scripts_everything_is_there(chromium, make_page):
         ("script", "e.text = 'x = 1'", "inline script violates"),
         ("style", "e.textContent = 'p { color: red }'", "inline style violates"),
         ("img", "e.src = 'http://127.0.0.1:1/pixel.png'", r"pixel.png\S* violates"),
+        ("iframe", "e.src = 'http://127.0.0.1:1/frame'", r"violates"),
     ],
 )
 @pytest.mark.usefixtures("month")
 def test_the_page_may_load_nothing(browse, make_page, tag, change, refusal):
-    """The page's own policy refuses a foreign script, style and image, whoever got one into it."""
+    """The page's own policy refuses a foreign script, style, image and frame, whoever got one into it."""
     address = make_page()
 
     def intrude():

@@ -9,16 +9,27 @@ from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
+import httpx
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from perqueue import PerQueue
-from perqueue._tls import tls_context
-from perqueue.cli._checks.answer import Conversation
+from perqueue._wire.tls import tls_context
+from perqueue.cli._checks.answer import Answer, Conversation, _skew
 from perqueue.cli._checks.answer import look as look_at_answer
+from perqueue.cli._checks.certificate import Certificate
 from perqueue.cli._checks.deadline import Deadline
-from perqueue.cli._checks.reach import Target, Unreachable, reach
-from perqueue.sandbox import Html, RateLimited, Redirect, Refuse, Sandbox, Status
+from perqueue.cli._checks.reach import Target, Unreachable, _connect, reach
+from perqueue.sandbox import Html, HugeBody, RateLimited, Redirect, Refuse, Sandbox, Status
 from tests.faults._raw_server import RawServer, answer_to
 
 SECRETS = ("secret-activity-token", "secret-reporting-token")
@@ -130,6 +141,31 @@ def test_a_refusal_that_says_nothing_of_the_token(ask, per):
     assert "nothing is known (HTTP 200, missing_parameters)" in found["activity"]["text"]
 
 
+def test_a_refusal_for_the_parameters_is_no_scope(ask, per):
+    """Where a refusal says nothing of the token, a bad reporting token is bad, and not called swapped."""
+    per.set_fault(Refuse("missing_parameters"))
+    code, found = ask(PER_REPORTING_TOKEN="unknown")
+    assert code == 1
+    assert "Per refuses PER_REPORTING_TOKEN (HTTP 401" in found["reporting"]["text"]
+
+
+def test_a_yes_of_a_server_that_fails_is_none(look):
+    """A yes with a status that says otherwise is not Per's word, and nothing is known of the token."""
+
+    def torn(wire, request):
+        if b"Bearer" in request:
+            body = answer_to(request, b'{"ok": true, "result": {"transactionId": "T-1"}}')
+            wire.send(body.replace(b"200 OK", b"500 Oops"))
+        else:
+            wire.send(answer_to(request, NO_TOKEN))
+
+    with RawServer(torn) as server:
+        code, found = look(server.url)
+    assert code == 0
+    assert (found["activity"]["level"], found["reporting"]["level"]) == ("warning", "warning")
+    assert "did not say whether it knows this token: HTTP 500" in found["activity"]["text"]
+
+
 def test_a_yes_to_a_request_that_names_nobody_is_told(look):
     """Should Per count a request without names after all, that is a problem, with its transaction ID."""
 
@@ -194,6 +230,21 @@ def test_a_wait_that_per_asked_for_is_kept(ask, per, make_queue, until):
     assert found["answer"]["level"] == "warning"
     assert "Per wants no request before" in found["answer"]["text"]
     assert per.requests == before
+
+
+def test_no_log_shows_a_token(look, caplog):
+    """Not even at DEBUG does a log show a token that the server repeats in a header."""
+    caplog.set_level("DEBUG")
+
+    def echo(wire, request):
+        _, _, token = request.partition(b"Bearer ")
+        extra = b"X-Seen: %s\r\n" % (token.split(b"\r\n")[0] or b"nothing")
+        wire.send(answer_to(request, NO_NAME if token else NO_TOKEN, extra=extra))
+
+    with RawServer(echo) as server:
+        look(server.url)
+    assert "X-Seen" in caplog.text
+    assert not [secret for secret in SECRETS if secret in caplog.text]
 
 
 # --- Who answers
@@ -273,7 +324,63 @@ def test_the_clock_is_compared(look, seconds, says):
         assert "no bill" in found["skew"]["text"]
 
 
+@pytest.mark.parametrize(
+    ("ahead", "took", "says"),
+    [
+        (0, 0, "ok"), (2.9, 0, "ok"), (3.1, 0, "warning"), (60.9, 0, "warning"), (61.1, 0, "problem"),
+        (-1.9, 0, "ok"), (-2.1, 0, "warning"), (-59.9, 0, "warning"), (-60.1, 0, "problem"),
+        (-30, 60, "ok"),
+    ],
+)  # fmt: skip
+def test_a_clock_is_wrong_only_if_that_is_certain(ahead, took, says):
+    """A Date is cut to its second, and written somewhen in the request: within that no clock is wrong."""
+    there = 1_543_622_400
+    headers = httpx.Headers({"date": "Sat, 01 Dec 2018 00:00:00 GMT"})
+    asked_at = there + ahead
+    assert _skew(Answer(200, headers, b"", asked_at, asked_at + took, took)).level == says
+
+
+def test_a_proxy_of_the_environment_is_not_used(ask):
+    """The question takes the way that delivery takes: no proxy but that of the option."""
+    nowhere = "http://127.0.0.1:9"
+    code, found = ask(HTTP_PROXY=nowhere, HTTPS_PROXY=nowhere, ALL_PROXY=nowhere, http_proxy=nowhere)
+    assert (code, found["answer"]["level"]) == (0, "ok")
+
+
+def test_of_an_endless_answer_only_the_beginning_is_read(per):
+    """An answer that goes on for ever fills no memory."""
+    per.set_fault(HugeBody(100_000_000))
+    target = Target(base_url=per.url, context=tls_context(verify=True), environ={})
+    conversation = Conversation(target, Deadline(10))
+    assert len(conversation.ask("/activities.add", {}).body) < 2_000_000
+    conversation.close()
+
+
 # --- The way there
+
+
+def test_the_next_address_is_tried():
+    """An address that refuses costs nothing; one that swallows everything is told; the next one counts."""
+    with RawServer() as server, socket.socket() as hole, ExitStack() as stack:
+        target = Target(base_url=server.url, context=tls_context(verify=True), environ={})
+        refused = list(_connect(target, ["127.0.0.2", "127.0.0.1"], Deadline(5)))
+        assert [each.level for each in refused] == ["ok"]
+        hole.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        hole.bind(("127.0.0.2", server.port))
+        fill(hole, stack)
+        found, warning = _connect(target, ["127.0.0.2", "127.0.0.1"], Deadline(5))
+    assert "127.0.0.1 port" in found.text
+    assert "127.0.0.2" in warning.text
+    assert warning.level == "warning"
+
+
+def fill(listener, stack):
+    """Let a bound socket listen, and its queue be full: who connects gets no answer."""
+    listener.listen(0)
+    for _ in range(3):
+        filler = stack.enter_context(socket.socket())
+        filler.setblocking(False)
+        filler.connect_ex(listener.getsockname())
 
 
 def test_a_closed_port_and_a_proxy_that_is_not_heeded(look):
@@ -333,14 +440,11 @@ def way(url, context=None, seconds=0.4, **environ):
 
 def test_a_black_hole_ends_in_time():
     """An address that swallows everything is given up at the deadline."""
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, ExitStack() as stack:
-        address = listener.getsockname()
-        for _ in range(3):  # the queue of a listener that accepts nothing is soon full
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(address)
+    with socket.socket() as listener, ExitStack() as stack:
+        listener.bind(("127.0.0.1", 0))
+        fill(listener, stack)
         began = time.monotonic()
-        found = way(f"https://127.0.0.1:{address[1]}")
+        found = way(f"https://127.0.0.1:{listener.getsockname()[1]}")
         assert time.monotonic() - began < 3
     assert "does not answer within" in found[-1].text
 
@@ -368,9 +472,10 @@ def test_a_step_that_hangs_does_not_hold_up_anything():
     deadline = Deadline(0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         client = socket.create_connection(silent.getsockname())
+        began = time.monotonic()
         with client, pytest.raises(TimeoutError):
-            deadline.run(lambda: client.recv(1) and None, 10)
-        client.close()
+            deadline.run(lambda: client.recv(1) and None, 60)
+        assert time.monotonic() - began < 30
     assert Deadline(5).run(lambda: 7, 5) == 7
     with pytest.raises(ZeroDivisionError):
         Deadline(5).run(lambda: 1 / 0, 5)
@@ -434,6 +539,36 @@ def test_a_certificate_that_ends_soon(served, authority):
     assert "ends in 3 d" in finding.text
 
 
+def test_a_certificate_with_names_of_other_kinds(served, authority):
+    """A certificate may also name a folder of persons, say: it is looked at like any other."""
+    signer = load_pem_private_key(authority.private_key_pem.bytes(), None)
+    issuer = x509.load_pem_x509_certificate(authority.cert_pem.bytes())
+    key = ec.generate_private_key(ec.SECP256R1())
+    folder = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "somebody")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(issuer.subject, folder, key.public_key(), 7, now, now + timedelta(days=90))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.DirectoryName(folder), x509.DNSName("localhost")]), False
+        )
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), False)
+        .sign(signer, hashes.SHA256())
+    )
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    finding = served(trustme.LeafCert(private, made.public_bytes(Encoding.PEM), []))
+    assert (finding.about, finding.level) == ("tls", "ok"), finding.text
+
+
+@pytest.mark.parametrize(
+    ("days", "left", "soon"),
+    [(90, 10, False), (90, 8, True), (398, 15, False), (398, 13, True), (6, 1, False)],
+)
+def test_when_a_certificate_should_have_been_renewed(days, left, soon):
+    """Two weeks before its end, or in the last tenth of a short one's life."""
+    day = 86400.0
+    assert Certificate("issuer", (), 0.0, days * day).ends_soon((days - left) * day) == soon
+
+
 BAD = {
     "expired": (
         lambda ca: ca.issue_cert("localhost", not_after=datetime.now(UTC) - timedelta(days=2)),
@@ -481,3 +616,13 @@ def test_a_ca_file_without_certificates(perqueue, make_queue, tmp_path):
     result = perqueue("doctor", "--ca-file", tmp_path / "ca.pem")
     assert result.exit_code == 2
     assert "no certificates" in result.stderr
+
+
+@pytest.mark.parametrize("without_per", [("--offline",), ("--salvage", "new.db")])
+def test_a_ca_file_is_for_asking_per(perqueue, make_queue, tmp_path, without_per):
+    """Whoever names authorities expects Per to be asked: together with what asks nobody it is misuse."""
+    make_queue(drain=False)
+    (tmp_path / "ca.pem").write_text("nothing")
+    result = perqueue("doctor", "--ca-file", tmp_path / "ca.pem", *without_per)
+    assert result.exit_code == 2
+    assert "--ca-file is for asking Per" in result.stderr

@@ -1,16 +1,13 @@
 """What `perqueue doctor` finds around the file: who uses it, where it lies, what the environment says."""
 
-import fcntl
 import json
 import os
 import re
 import shlex
 import signal
 import sqlite3
-import struct
 import subprocess
 import sys
-import termios
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +19,7 @@ from perqueue._lock import drain_lock, is_drained
 from perqueue.cli._checks.machine import sqlite as judge_sqlite
 from perqueue.cli._checks.visit import visit
 from perqueue.sandbox import Refuse
+from tests.cli._terminal import Terminal
 from tests.faults._disks import mounted
 from tests.faults.test_places import powerless
 from tests.helpers import Child, environment, until
@@ -213,7 +211,7 @@ def test_refusals_by_reason(findings, make_queue, per, until):
         until(lambda: queue.stats().pending == 0)
     queue.close()
     _, found = findings()
-    text = "Per refused 7 activities: 3 for 'three', 2 for 'two', 1 for 'one' and 1 more reasons"
+    text = "Per refused 7 activities: 3 for 'three', 2 for 'two', 1 for 'one' and 1 more reason"
     assert [each["text"] for each in found["rejected"]] == [text]
 
 
@@ -298,22 +296,9 @@ def test_variables_that_programs_would_refuse(stored, given, words):
 
 def on_a_terminal(columns, env):
     """Return what doctor prints on a terminal so wide."""
-    master, slave = os.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    done = subprocess.Popen(
-        [sys.executable, "-m", "perqueue", "doctor", "--offline"],
-        stdin=slave, stdout=slave, stderr=slave, env={**os.environ, "PYTHONIOENCODING": "utf-8", **env},
-    )  # fmt: skip
-    os.close(slave)
-    output = b""
-    try:
-        while chunk := os.read(master, 1 << 16):
-            output += chunk
-    except OSError:  # it has ended
-        pass
-    os.close(master)
-    done.wait(20)
-    return output.decode().replace("\r\n", "\n")
+    with Terminal(["-m", "perqueue", "doctor", "--offline"], env, columns) as terminal:
+        terminal.end()
+        return terminal.output
 
 
 def test_on_a_terminal_it_keeps_to_its_width_and_to_no_color(stored, env):

@@ -80,7 +80,15 @@ def test_what_is_not_there(perqueue):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--json", "--csv"], ["--id", 1, "--user", "U"], ["--since", "yesterday"], ["--id", 0]]
+    "arguments",
+    [
+        ["--json", "--csv"],
+        ["--id", 1, "--user", "U"],
+        ["--since", "yesterday"],
+        ["--id", 0],
+        ["--since", "2019-01-01", "--until", "2018-12-01"],
+        ["--since", "2019-01-01", "--until", "20190101"],
+    ],
 )
 def test_misuse(perqueue, make_queue, arguments):
     """What cannot be meant is exit code 2 and one line."""

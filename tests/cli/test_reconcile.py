@@ -54,6 +54,14 @@ def test_what_is_unexplained_is_exit_code_1(perqueue, reconciled):
     assert "something else feeds the same account" in result.stdout
 
 
+@pytest.mark.usefixtures("used")
+def test_an_explanation_says_which_activity_type_it_is_of(perqueue):
+    """Of several types each line below the table names its own, for a billing ID may have them all."""
+    perqueue("record", "GROUP_A", "USER_1", "-t", "EXPORT")
+    shown = perqueue("reconcile", "--start", "2018-12-01").stdout
+    assert shown.endswith("\nGROUP_A (EXPORT): 1 pending.\n")
+
+
 def test_what_is_explained_is_exit_code_0(perqueue, per, reconciled):
     """Pending and rejected ones explain why fewer were delivered than recorded; the table fits 80 columns."""
     per.set_fault(Refuse("no"), times=1)
@@ -69,6 +77,16 @@ def test_what_is_explained_is_exit_code_0(perqueue, per, reconciled):
     ]  # fmt: skip
     assert lines[-1] == "GROUP_A: 1 pending; 1 rejected."
     assert all(len(line) <= 80 for line in lines)
+
+
+@pytest.mark.usefixtures("used")
+def test_an_explanation_of_many_is_given_once(perqueue):
+    """Billing IDs that differ for the same reason share one line below the table."""
+    for billing_id in ("GROUP_B", "GROUP_C", "GROUP_D"):
+        perqueue("record", billing_id, "USER_1")
+    perqueue("record", "GROUP_D", "USER_2")
+    shown = perqueue("reconcile", "--start", "2018-12-01").stdout
+    assert shown.endswith("\n\nGROUP_B, GROUP_C: 1 pending.\nGROUP_D: 2 pending.\n")
 
 
 @pytest.mark.usefixtures("used")

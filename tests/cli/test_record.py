@@ -103,7 +103,7 @@ def test_it_goes_on_recording_when_nobody_reads_the_numbers(start, recorded):
     program.process.stdin.close()
     assert program.process.wait(20) == 1
     (line,) = program.err.rest()
-    assert "all 299 activities are recorded, but standard output: Broken pipe" in line
+    assert "all recorded (299 activities), but standard output: Broken pipe" in line
     assert len(recorded()) == 299
 
 

@@ -3,9 +3,11 @@
 import json
 import re
 import shlex
+import sqlite3
 import stat
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,14 @@ def test_the_page_is_written_for_its_owner_only(perqueue, tmp_path):
 
 
 @pytest.mark.usefixtures("month")
+def test_a_period_that_is_not_over_says_so(perqueue):
+    """Numbers that can still grow are called so, and others are not."""
+    warning = "The period is not over."
+    assert warning in perqueue("report", "--last", "1h", "--html", "-").stdout
+    assert warning not in perqueue("report", *PERIOD, "--html", "-").stdout
+
+
+@pytest.mark.usefixtures("month")
 def test_standard_output_is_a_dash(perqueue):
     """`--html -` prints the page, and nothing else."""
     result = perqueue("report", *PERIOD, "--html", "-")
@@ -66,9 +76,10 @@ def test_a_page_that_cannot_be_finished_leaves_the_old_one(perqueue, tmp_path, m
     assert [(each.name, each.read_text()) for each in page.parent.iterdir()] == [("usage.html", "old")]
 
 
-def test_no_directory_is_told_before_per_is_asked(perqueue, per):
-    """A page that cannot be written is refused before Per is asked."""
-    result = perqueue("report", "--html", "/nowhere/usage.html")
+@pytest.mark.parametrize("target", ["/nowhere/usage.html", "/", ""])
+def test_no_file_is_told_before_per_is_asked(perqueue, per, target):
+    """A page that cannot be written, for want of a directory or being one, is refused before Per is asked."""
+    result = perqueue("report", "--html", target)
     assert (result.exit_code, result.stderr.count("\n"), per.requests) == (2, 1, 0)
 
 
@@ -102,6 +113,16 @@ def test_another_origins_outbox_is_refused(perqueue, outbox):
             PER_BASE_URL=other.url, PER_REPORTING_TOKEN=other.reporting_token,
         )  # fmt: skip
     assert (result.exit_code, result.stdout) == (2, "")
+
+
+@pytest.mark.usefixtures("month")
+def test_an_outbox_without_an_origin_stays_so(perqueue, outbox):
+    """Whose a salvaged outbox is that has lost its origin, a report does not decide: it only reads."""
+    with closing(sqlite3.connect(outbox)) as connection, connection:
+        connection.execute("UPDATE perqueue_outbox SET origin = NULL")
+    assert perqueue("report", *PERIOD, "--json", "--outbox", outbox).exit_code == 0
+    with closing(sqlite3.connect(outbox)) as connection:
+        assert connection.execute("SELECT origin FROM perqueue_outbox").fetchone() == (None,)
 
 
 @pytest.mark.usefixtures("month")

@@ -114,6 +114,7 @@ def test_per_is_not_pressed():
     ]
     no = PerAPIError("no", status=400)
     assert Scripted(no, no, no).run(4) == ["no", "no", "no", "not asked, after no"]
+    assert Scripted(no, no, 1, no, no, 2).run(6) == ["no", "no", 1, "no", "no", 2]
 
 
 def test_a_refused_token_ends_it():

@@ -36,7 +36,7 @@ def test_it_prints_what_a_program_needs(sandbox, start, tmp_path):
     seen = [line.split()[1:] for line in out if "activities.add" in line or "reports.get" in line]
     assert seen[0] == ["accepted", "activities.add", "GROUP_A", "USER_1", "sandbox-activity-type"]
     assert seen[1][:2] == ["answered", "reports.get"]
-    assert out[-1] == "2 requests, 1 activities accepted"
+    assert out[-1] == "2 requests, 1 activity accepted"
 
 
 def test_faults_on_demand(sandbox):

@@ -5,11 +5,11 @@ from contextlib import closing
 
 import pytest
 
-from perqueue._outbox import Hold, OperatorOutbox
-from perqueue._outbox.look import Onlooker
+from perqueue._outbox import Hold, Load, OperatorOutbox
+from perqueue._outbox.look import FileOnlooker
 from perqueue.cli._check import Limits, _verdict
 from perqueue.cli._health import judge
-from perqueue.cli._sight import Sight, see
+from perqueue.cli._sight import Sight, fields, see
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_damage_that_is_known_is_given_up(check, stored, outbox):
     assert check("--max-damaged", "2")[0] == 0
     code, line = check("--max-damaged", "1")
     assert code == 1
-    assert "2 damaged or missing activities are not delivered (--max-damaged 1)" in line
+    assert "2 damaged or missing activities not delivered (--max-damaged 1)" in line
 
 
 def test_a_missing_outbox_is_unhealthy_and_stays_missing(check, outbox):
@@ -193,21 +193,21 @@ def test_json_is_one_line_with_the_verdict(perqueue, stored, outbox):
 
 def test_a_full_disk_is_unhealthy(stored, outbox):
     """No room on the file system is unhealthy before anything is old: recording fails already."""
-    look = Onlooker(outbox).look()
+    look = FileOnlooker(outbox).look()
     for room, healthy in ((10_000, False), (10_000_000, True), (None, True)):
         sight = Sight(path=outbox, now=_now(), drained=True, look=look, room=room)
         assert _verdict(sight, Limits(300, None)).healthy is healthy
     full = judge(Sight(path=outbox, now=_now(), drained=True, look=look, room=10_000))
     assert full.text == "disk full: 9 KiB are free where the outbox is"
     assert "free space" in full.remedy
-    assert see(Onlooker(outbox), outbox).room > 0
+    assert see(FileOnlooker(outbox), outbox).room > 0
 
 
 def test_a_frozen_drainer_is_told_from_a_busy_one(stored, outbox):
     """Who holds the lock and ends no request for half a minute is said to be stalled, and not before."""
     now = _now()
     stored.append("GROUP_A", "USER_1", "TYPE", now)
-    look = Onlooker(outbox).look()
+    look = FileOnlooker(outbox).look()
     for later, words in ((29_000, "delivering"), (31_000, "stalled")):
         sight = Sight(path=outbox, now=now + later, drained=True, look=look)
         assert judge(sight).text.startswith(words)
@@ -221,6 +221,58 @@ def test_who_waits_on_its_own_account_is_named(stored, outbox):
         connection.execute("INSERT INTO perqueue_retry VALUES (1, 1, ?, 'HTTP 500')", (now + 60_000,))
         connection.execute("INSERT INTO perqueue_attempt VALUES (1, 1, ?, 5, 'HTTP 500')", (now,))
         connection.execute("UPDATE perqueue_drain SET drained_through = 1")
-    sight = Sight(path=outbox, now=now, drained=True, look=Onlooker(outbox).look())
+    sight = Sight(path=outbox, now=now, drained=True, look=FileOnlooker(outbox).look())
     assert judge(sight).text.startswith("retrying at ")
     assert judge(sight).text.endswith("what failed while others got through: HTTP 500")
+
+
+def test_what_holds_up_nothing_is_not_told(stored, outbox):
+    """A pause is told only while something is pending: it keeps nothing back."""
+    look = FileOnlooker(outbox).look()
+    paused = look._replace(
+        position=look.position._replace(hold=Hold("bad_token", "why", _now() + 60_000, 60_000))
+    )
+    assert judge(Sight(path=outbox, now=_now(), drained=True, look=paused)).text.startswith("idle: ")
+
+
+@pytest.mark.parametrize(
+    ("since", "drained", "words"),
+    [
+        (20_000, True, "backing off, and trying again"),
+        (40_000, True, "stalled"),
+        (40_000, None, "backing off"),
+    ],
+)
+def test_a_wait_is_no_standstill(stored, outbox, since, drained, words):
+    """Who has waited is stalled half a minute after the wait, not after the last request, if it drains."""
+    now = _now()
+    stored.append("GROUP_A", "USER_1", "TYPE", now - 3_600_000)
+    look = FileOnlooker(outbox).look()
+    held = look._replace(
+        position=look.position._replace(hold=Hold("backing_off", "why", now - since, 60_000))
+    )
+    assert judge(Sight(path=outbox, now=now, drained=drained, look=held)).text.startswith(words)
+
+
+def test_a_clock_that_was_set_back_lengthens_no_wait(stored, outbox):
+    """However far off the stored end of a wait is by this clock, it is told to be as long as it was."""
+    now = _now()
+    stored.append("GROUP_A", "USER_1", "TYPE", now + 3_600_000)
+    look = FileOnlooker(outbox).look()
+    held = look._replace(
+        position=look.position._replace(hold=Hold("backing_off", "why", now + 3_600_000, 60_000))
+    )
+    sight = Sight(path=outbox, now=now, drained=True, look=held)
+    assert "(1 min) because why" in judge(sight).text
+    assert sight.oldest_age == 0
+
+
+@pytest.mark.parametrize(
+    ("drained", "seen"), [(True, (3, 10, 77)), (None, (3, 10, None)), (False, (0, 0, None))]
+)
+def test_who_was_killed_has_nothing_in_flight(stored, outbox, drained, seen):
+    """What a drainer last wrote of its requests holds while it lives: a killed one cannot take it back."""
+    look = FileOnlooker(outbox).look()
+    left = look._replace(position=look.position._replace(load=Load(3, 10, None), drainer_pid=77))
+    shown = fields(Sight(path=outbox, now=_now(), drained=drained, look=left))
+    assert (shown["in_flight"], shown["in_flight_limit"], shown["drainer_pid"]) == seen

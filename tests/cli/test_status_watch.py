@@ -1,24 +1,21 @@
-import fcntl
 import json
 import os
 import re
 import signal
-import struct
-import subprocess
-import sys
-import termios
+import sqlite3
 import time
-from contextlib import contextmanager
+from contextlib import closing
 
 import pytest
 from rich.console import Console
 
 from perqueue._outbox import Hold, OperatorOutbox
-from perqueue._outbox.look import Onlooker, Request
+from perqueue._outbox.look import FileOnlooker, Request
 from perqueue.cli._screen import Screen
 from perqueue.cli._sight import Sight
 from perqueue.cli._track import Track
 from perqueue.sandbox import BadToken, Status
+from tests.cli._terminal import Terminal
 
 WATCH = ("status", "--watch", "--interval", "0.1")
 
@@ -82,6 +79,22 @@ def test_it_outlives_the_file(start, make_queue, outbox):
     _line_with(program, "idle")
 
 
+def test_it_waits_for_the_first_record(start, make_queue, outbox):
+    """Where there is no file yet it says so, makes none, and shows the outbox as soon as there is one."""
+    program = start(*WATCH)
+    assert f"there is no outbox at {outbox}: is the path right?" in _line_with(program, "outbox trouble: ")
+    assert not outbox.exists()
+    make_queue(drain=False).record("GROUP_A", "USER_1")
+    _line_with(program, "pending 1")
+
+
+def test_what_is_no_outbox_is_not_watched(perqueue, outbox):
+    """A file that holds something else ends the watch at once: exit code 2, one line."""
+    outbox.write_text("notes")
+    result = perqueue(*WATCH)
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+
+
 def test_json_is_one_object_for_each_look(start, make_queue, per):
     """`--watch --json` prints an object a line: what `status --json` has, rates, answer times, errors."""
     queue = make_queue()
@@ -98,59 +111,20 @@ def test_json_is_one_object_for_each_look(start, make_queue, per):
     assert (error["reason"], error["count"]) == ("HTTP 503", 1)
 
 
+def test_a_damaged_time_ends_no_watch(start, make_queue, per, outbox):
+    """A failed attempt at a time that no calendar has is shown as the nearest that one has."""
+    queue = make_queue()
+    per.set_fault(Status(503), times=1)
+    queue.record("GROUP_A", "USER_1")
+    queue.flush()
+    queue.close()
+    with closing(sqlite3.connect(outbox)) as connection, connection:
+        connection.execute("UPDATE perqueue_attempt SET attempted_at = ?", (2**62,))
+    [error] = json.loads(start(*WATCH, "--json").out.next(20))["errors"]
+    assert error["last_at"].startswith("9999-12-31")
+
+
 # -- in a terminal
-
-UNWANTED = ("NO_COLOR", "COLUMNS", "LINES")
-
-
-class Terminal:
-    """A program on a terminal of 80 by 24."""
-
-    def __init__(self, arguments, env):
-        self._master, slave = os.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-        clean = {name: value for name, value in os.environ.items() if name not in UNWANTED}
-        self.process = subprocess.Popen(
-            [sys.executable, *arguments], stdin=slave, stdout=slave, stderr=slave,
-            env={**clean, "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8", **env},
-            start_new_session=True,
-        )  # fmt: skip
-        os.close(slave)
-        self.output = ""
-
-    def until(self, words):
-        while words not in self.output:
-            try:
-                chunk = os.read(self._master, 1 << 16)
-            except OSError:  # all of its writers have gone
-                chunk = b""
-            assert chunk, f"no {words!r} in {self.output!r}"
-            self.output += chunk.decode(errors="replace")
-
-    def end(self, number):
-        self.process.send_signal(number)
-        code = self.process.wait(20)
-        while True:
-            try:
-                chunk = os.read(self._master, 1 << 16)
-            except OSError:
-                return code
-            self.output += chunk.decode(errors="replace")
-
-    def close(self):
-        self.process.kill()
-        self.process.wait()
-        os.close(self._master)
-
-
-@contextmanager
-def _terminal(arguments, env):
-    terminal = Terminal(arguments, env)
-    try:
-        yield terminal
-    finally:
-        terminal.close()
-
 
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-7]|38;[\d;]+)m")
 
@@ -159,7 +133,7 @@ COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-7]|38;[\d;]+)m")
 def test_a_terminal_is_given_back(env, make_queue, number):
     """In a terminal it paints a screen of its own; at the end that is gone, and the last line stays."""
     make_queue(drain=False).record("GROUP_A", "USER_1")
-    with _terminal(["-m", "perqueue", *WATCH], env) as terminal:
+    with Terminal(["-m", "perqueue", *WATCH], env) as terminal:
         terminal.until("nobody drains")
         terminal.until("Ctrl-C ends")
         assert "\x1b[?1049h" in terminal.output
@@ -174,7 +148,7 @@ def test_a_terminal_is_given_back(env, make_queue, number):
 def test_no_color_is_obeyed(env, make_queue):
     """With NO_COLOR it paints without colours, and marks its states by signs."""
     make_queue(drain=False).record("GROUP_A", "USER_1")
-    with _terminal(["-m", "perqueue", *WATCH], {**env, "NO_COLOR": "1"}) as terminal:
+    with Terminal(["-m", "perqueue", *WATCH], {**env, "NO_COLOR": "1"}) as terminal:
         terminal.until("Ctrl-C ends")
         assert "✖" in terminal.output
         assert not COLOUR.search(terminal.output)
@@ -184,7 +158,7 @@ def test_no_color_is_obeyed(env, make_queue):
 def test_a_terminal_that_cannot_paint_gets_lines(env, make_queue, what):
     """A terminal without a cursor, or without the characters, gets lines."""
     make_queue(drain=False)
-    with _terminal(["-m", "perqueue", *WATCH], {**env, **what}) as terminal:
+    with Terminal(["-m", "perqueue", *WATCH], {**env, **what}) as terminal:
         terminal.until("idle: nothing is pending")
         assert "\x1b" not in terminal.output
 
@@ -193,7 +167,7 @@ def test_without_the_library_it_prints_lines_and_says_why(env, make_queue):
     """Where rich is not installed, it names the extra, and prints lines."""
     make_queue(drain=False)
     script = f"import sys; sys.modules['rich'] = None; from perqueue.cli import main; main({list(WATCH)!r})"
-    with _terminal(["-c", script], env) as terminal:
+    with Terminal(["-c", script], env) as terminal:
         terminal.until("idle: nothing is pending")
         assert "install useper-perqueue[watch]" in terminal.output
         assert "\x1b" not in terminal.output
@@ -214,7 +188,7 @@ def look(outbox, per):
     opened.close()
     nasty = "\x1b[2J" + "漢字" * 60
     return (
-        Onlooker(outbox)
+        FileOnlooker(outbox)
         .look()
         ._replace(
             answers=[Request(1_499_000, ms) for ms in range(1, 101)] + [Request(1, 9_999)],

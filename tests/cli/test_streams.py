@@ -1,7 +1,7 @@
 """Where the output goes: nowhere, to few characters, to no colours; and what an error tells to do."""
 
+import json
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -10,8 +10,7 @@ import sys
 import pytest
 
 from perqueue.cli import main
-
-UTF8 = {"PYTHONIOENCODING": "utf-8"}
+from tests.cli._terminal import Terminal
 
 
 def run(env, *arguments, redirect="", **more):
@@ -58,6 +57,25 @@ def test_a_full_standard_output_of_the_sandbox_is_not_taken_for_a_port_in_use(en
     assert (code, errors) == (1, "Error: standard output: No space left on device\n")
 
 
+@pytest.mark.parametrize("form", ["--csv", "--json"])
+def test_no_id_commands_a_terminal(make_queue, env, form):
+    """On a terminal control characters are shown by their numbers, in CSV and JSON too; letters stay."""
+    make_queue(drain=False).record("GROUP_A", "Zoë\x1b[31m\x9b31m\u202e")
+    with Terminal(["-m", "perqueue", "history", form], env) as terminal:
+        assert terminal.end() == 0
+    assert "Zoë" in terminal.output
+    assert [c for c in terminal.output if not c.isprintable() and c != "\n"] == []
+
+
+def test_a_pipe_gets_every_id_as_it_is(make_queue, perqueue):
+    """In a pipe an ID comes out of CSV and JSON as it was recorded, whatever characters it has."""
+    odd = "Zoë\x1b[31m\x9b31m\u202e\U000e0001"
+    make_queue(drain=False).record("GROUP_A", odd)
+    assert odd in perqueue("history", "--csv").stdout
+    [row] = json.loads(perqueue("history", "--json").stdout)
+    assert row["user_id"] == odd
+
+
 def test_characters_that_do_not_exist_are_spelled_out(make_queue, env):
     """Where standard output takes Latin-1 only, the others are shown by their numbers; nothing fails."""
     make_queue(drain=False).record("GROUP_A", "ÜSER_Ω")
@@ -80,27 +98,12 @@ def test_colours_are_asked_for_by_the_terminal(make_queue, env, more, sequences)
     """The live picture is coloured, except with NO_COLOR; a dumb terminal gets plain lines."""
     pytest.importorskip("rich")
     make_queue(drain=False)
-    master, slave = pty.openpty()
-    clean = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
-    program = [sys.executable, "-m", "perqueue", "status", "--watch", "--interval", "0.1"]
-    with subprocess.Popen(
-        program, env={**clean, **env, **UTF8, **more}, stdin=slave, stdout=slave, stderr=slave
-    ) as process:
-        os.close(slave)
-        said = b""
-        while b"nothing is pending" not in said:
-            said += os.read(master, 65536)
-        process.send_signal(signal.SIGINT)
-        try:
-            while chunk := os.read(master, 65536):
-                said += chunk
-        except OSError:  # nobody holds the other end any more
-            pass
-        assert process.wait(10) == 0
-    os.close(master)
-    assert bool(re.search(rb"\x1b\[[0-9;]*3[0-9](;[0-9]+)*m", said)) == sequences
+    with Terminal(["-m", "perqueue", "status", "--watch", "--interval", "0.1"], {**env, **more}) as terminal:
+        terminal.until("nothing is pending")
+        assert terminal.end(signal.SIGINT) == 0
+    assert bool(re.search(r"\x1b\[[0-9;]*3[0-9](;[0-9]+)*m", terminal.output)) == sequences
     if more["TERM"] == "dumb":
-        assert b"\x1b" not in said
+        assert "\x1b" not in terminal.output
 
 
 @pytest.mark.parametrize(
@@ -137,8 +140,9 @@ def test_a_refused_token_is_named(perqueue, make_queue, arguments, kind):
 
 
 def test_every_help_text_fits_80_columns(perqueue):
-    """No line of a help text is wider than a terminal of 80 columns."""
+    """No line of a help text is wider than a terminal of 80 columns, and no command to copy is broken."""
     commands = [name.split() for name in ("", "rejected list", "rejected requeue", "rejected discard")]
     for arguments in [*commands, *([name] for name in main.commands)]:
         said = perqueue(*arguments, "--help").output
         assert [line for line in said.splitlines() if len(line) > 80] == [], arguments
+        assert not re.search(r"pip install [^`]*-\n", said), arguments

@@ -83,7 +83,9 @@ def test_retry_after_is_sent_as_given(per, add, kind, value, header):
 def test_retry_after_may_be_a_date(per, add):
     """The seconds become an HTTP date in the future."""
     per.set_fault(RateLimited(120, as_date=True))
-    date = parsedate_to_datetime(add().headers["Retry-After"])
+    header = add().headers["Retry-After"]
+    assert header.endswith(" GMT")
+    date = parsedate_to_datetime(header)
     assert timedelta(seconds=110) < date - datetime.now(UTC) <= timedelta(seconds=120)
 
 

@@ -1,4 +1,5 @@
 import os
+import signal
 import socket
 import struct
 import threading
@@ -106,4 +107,29 @@ def test_a_child_may_run_a_sandbox_of_its_own(per):
                 code = 0 if httpx.get(own.url, trust_env=False).status_code == 404 else 1
         finally:
             os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_a_forked_child_finds_no_lock_taken(per):
+    """A child forked while another thread is inside the ledger and the faults uses both without a hang."""
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with per._ledger._changed, per._faults._lock:
+            inside.set()
+            leave.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert inside.wait(10)
+    pid = _fork()
+    if pid == 0:
+        signal.alarm(10)
+        try:
+            per.reset()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    leave.set()
+    thread.join()
     assert os.waitpid(pid, 0)[1] == 0

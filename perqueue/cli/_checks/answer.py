@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 from perqueue._activity import Outcome, Verdict
 from perqueue._answers import _http_date, interpret, parse_json, presentable
 from perqueue._outbox.finding import ok, problem, warning
-from perqueue._redaction import mask_logs, redacted
 from perqueue._version import __version__
+from perqueue._wire.redaction import mask_logs, redacted
 from perqueue.cli import _print
 
 if TYPE_CHECKING:

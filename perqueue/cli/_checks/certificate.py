@@ -18,6 +18,8 @@ _SOON = 14 * 86400.0
 """Seconds before its end at which a certificate ought to have been renewed; of a short-lived one a tenth."""
 _NO_CHECK_TIME = 0x200000
 """OpenSSL's X509_V_FLAG_NO_CHECK_TIME, for which Python has no name."""
+_NAMES = ("DNS", "IP Address")
+"""Kinds of alternative names that a host can have; others need not even be texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,9 @@ def read(tls: ssl.SSLSocket) -> Certificate:
     known = [issuer.get(name) for name in ("commonName", "organizationName", "organizationalUnitName")]
     return Certificate(
         presentable(", ".join(dict.fromkeys(text for text in known if text)), longest=100) or "nobody",
-        tuple(presentable(value, longest=60) for _, value in said.get("subjectAltName", ())),
+        tuple(
+            presentable(name, longest=60) for kind, name in said.get("subjectAltName", ()) if kind in _NAMES
+        ),
         ssl.cert_time_to_seconds(said["notBefore"]),
         ssl.cert_time_to_seconds(said["notAfter"]),
     )

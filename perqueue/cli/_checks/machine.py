@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from perqueue._activity import checked_id
 from perqueue._outbox.connection import _OLDEST_SQLITE
 from perqueue._outbox.finding import ok, problem, warning
-from perqueue._settings import _base_url, _flag, origin_of, outbox_place
+from perqueue._settings import checked_base_url, flag, origin_of, outbox_place
 from perqueue._version import __version__
 from perqueue.exceptions import PerQueueError
 
@@ -31,21 +31,22 @@ _WAL_RESET_BUG: tuple[tuple[Version, Version], ...] = (
 
 _VARIABLES: Mapping[str, Callable[[str], object]] = {
     "PERQUEUE_OUTBOX": outbox_place,
-    "PERQUEUE_DRAIN": _flag,
-    "PER_BASE_URL": _base_url,
+    "PERQUEUE_DRAIN": flag,
+    "PER_BASE_URL": checked_base_url,
     "PER_ACTIVITY_TYPE_ID": partial(checked_id, "activity_type_id"),
     "ACTIVITY_TYPE_ID": partial(checked_id, "activity_type_id"),
 }
 _ELSEWHERE = "correct it where the programs get it from"
 
 
-def look(environ: Mapping[str, str], origin: str | None) -> Iterator[Finding]:
+def look(environ: Mapping[str, str], origin: str | None, *, in_file: bool) -> Iterator[Finding]:
     """Look at the versions, and at the variables that programs with this environment would get.
 
-    ``origin`` is the outbox's own.
+    ``origin`` is the outbox's own; ``in_file`` says that it is one of SQLite's.
     """
     yield ok("perqueue", f"{__version__}, Python {platform.python_version()}, {ssl.OPENSSL_VERSION}")
-    yield sqlite(sqlite3.sqlite_version_info, sqlite3.threadsafety)
+    if in_file:
+        yield sqlite(sqlite3.sqlite_version_info, sqlite3.threadsafety)
     yield from variables(environ, origin)
 
 
@@ -65,7 +66,7 @@ def sqlite(version: Version, threadsafety: int) -> Finding:
 def variables(environ: Mapping[str, str], origin: str | None) -> Iterator[Finding]:
     """Judge the variables that are set, tokens apart."""
     # Of PERQUEUE_DRAIN alone the empty text is an error, and not as good as none.
-    given = [name for name in _VARIABLES if environ.get(name) or (name in environ and "DRAIN" in name)]
+    given = [name for name in _VARIABLES if name in environ and (environ[name] or name == "PERQUEUE_DRAIN")]
     sound = True
     for name in given:
         try:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from perqueue._outbox.examine import SALVAGE
+from perqueue._outbox.examine import SALVAGE, users_of
 from perqueue._outbox.finding import Level
+from perqueue._words import counted
 from perqueue.cli import _print
 from perqueue.cli._checks.programs import names_of
 
@@ -89,9 +90,7 @@ class Paper:
         """Say what it amounts to."""
         problems, warnings = self._count(Level.PROBLEM), self._count(Level.WARNING)
         said = [
-            f"{count} {word}{'' if count == 1 else 's'}"
-            for count, word in ((problems, "problem"), (warnings, "warning"))
-            if count
+            counted(count, word) for count, word in ((problems, "problem"), (warnings, "warning")) if count
         ]
         click.echo(f"\n{' and '.join(said) or 'Nothing is wrong'}.")
         if self._is_damaged and isinstance(self._place, Path):
@@ -99,7 +98,7 @@ class Paper:
 
     def _lead_to_salvage(self, path: Path) -> None:
         new = path.with_name(f"{path.stem}-rescued{path.suffix}")
-        users = names_of(path)
+        users = names_of(users_of(path))
         command = f"perqueue doctor --outbox {shlex.quote(str(path))} --salvage {shlex.quote(str(new))}"
         steps = (
             f"Stop the programs that use it{f' ({users})' if users else ''}.",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from perqueue import _place
 from perqueue._outbox.examine import is_embedded
 from perqueue._outbox.finding import ok, problem, size, warning
+from perqueue._words import counted
 from perqueue.exceptions import OutboxMismatch
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _room(path: Path) -> Iterator[Finding]:
         remedy = "free space: recording and delivery go on by themselves"
         yield problem("room", text, remedy)
     elif system.f_files and system.f_favail < _FEW_FILES:  # some file systems have no such number
-        text = f"{text}, but room for {system.f_favail:,} files only (inodes)"
+        text = f"{text}, but room for {counted(system.f_favail, 'file')} only (inodes)"
         yield problem("room", text, "delete small files: SQLite must be able to make three beside the outbox")
     else:
         yield ok("room", text)

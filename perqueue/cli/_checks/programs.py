@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perqueue._outbox.examine import holders_of, users_of
+from perqueue._outbox.examine import holders_of
 from perqueue._outbox.finding import moment, ok, problem, warning
 
 if TYPE_CHECKING:
@@ -81,6 +81,6 @@ def _processes(pids: Iterable[int]) -> list[Process]:
     return [process(pid) for pid in sorted(pids)]
 
 
-def names_of(path: Path) -> str:
-    """Return who has to be stopped before a salvage; empty if nobody."""
-    return ", ".join(f"process {pid}" for pid in sorted(users_of(path)) if pid)
+def names_of(users: set[int]) -> str:
+    """Return who has to be stopped before a salvage; empty if they are of other containers, or nobody."""
+    return ", ".join(f"process {pid}" for pid in sorted(users) if pid)

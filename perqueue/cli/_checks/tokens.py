@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING
 
 from perqueue._activity import Verdict
 from perqueue._outbox.finding import ok, problem, warning
-from perqueue._redaction import Secret, redacted
 from perqueue._settings import checked_token
+from perqueue._wire.redaction import Secret, redacted
 from perqueue.cli._checks.answer import ADD, REPORT, NoAnswer
 from perqueue.exceptions import ConfigurationError
 
@@ -104,7 +104,7 @@ def _activity(conversation: Conversation, token: Secret, name: str) -> Finding:
         return warning("activity", text, "`perqueue drain` tells, with something pending")
     text = (
         f"Per did not refuse {name}. Asked with a request that names nobody, so that nothing is counted:"
-        f" with the token it fails for another reason ({reply.why}), without one for that"
+        f" with the token it was refused for its content ({reply.why}), without one for the missing token"
     )
     return ok("activity", text)
 

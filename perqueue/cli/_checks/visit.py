@@ -11,7 +11,7 @@ from perqueue._outbox import examine_database
 from perqueue._outbox.examine import contents, users_of, wal
 from perqueue._outbox.finding import moment, problem, warning
 from perqueue._outbox.flow import Known
-from perqueue._settings import DEFAULT_BASE_URL, _base_url, origin_of
+from perqueue._settings import DEFAULT_BASE_URL, checked_base_url, origin_of
 from perqueue._status import crossing
 from perqueue.cli._checks import answer, machine, programs, tokens
 from perqueue.cli._checks import place as folder
@@ -45,7 +45,8 @@ def visit(
         yield from _database(place, now, known)
     else:
         yield from _file(place, now, known)
-    yield "Machine", machine.look(environ, known.origin)
+    in_file = not isinstance(place, DatabaseURL)
+    yield "Machine", machine.look(environ, known.origin, in_file=in_file)
     if context is None:
         yield "Tokens", tokens.look(environ, None, "--offline")
         return
@@ -67,16 +68,11 @@ def _file(path: Path, now: int, known: Known) -> Groups:
 
 
 def _database(url: DatabaseURL, now: int, known: Known) -> Groups:
-    groups = examine_database(url, now, known)
-    while True:
-        try:
-            title, findings = next(groups)
-        except StopIteration:
-            return
-        except OutboxError as error:
-            yield "Database", iter([_unusable(error)])
-            return
-        yield title, chain(_legible(findings), _month_end(known, now) if title == "Contents" else ())
+    try:
+        for title, findings in examine_database(url, now, known):
+            yield title, chain(_legible(findings), _month_end(known, now) if title == "Contents" else ())
+    except OutboxError as error:
+        yield "Database", iter([_unusable(error)])
 
 
 def _legible(findings: Iterator[Finding]) -> Iterator[Finding]:
@@ -130,6 +126,6 @@ def _month_end(known: Known, now: int) -> Iterator[Finding]:
 
 def _valid(url: str) -> str | None:
     try:
-        return _base_url(url)
+        return checked_base_url(url)
     except ConfigurationError:
         return None

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from perqueue._clock import datetime_from_ms
 from perqueue._version import __version__
+from perqueue._words import counted
 from perqueue.cli import _print
 from perqueue.cli._page.charts import columns, spark, top_of
 
@@ -47,8 +48,16 @@ def render(found: Findings) -> bytes:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"shown": _shown, "number": "{:,}".format, "moment": _moment, "stored": _stored}
+    environment.filters |= {
+        "shown": _print.printable,
+        "number": "{:,}".format,
+        "counted": counted,
+        "moment": _moment,
+        "stored": _stored,
+    }
     style, script = _part("page.css"), _part("page.js")
+    types, comparison = _types(found), _comparison(found)
+    kinds = {row["key"][0] for row in comparison["rows"]} | {each["id"] for each in types}
     page = environment.from_string(_part("page.html")).render(
         found=found,
         title=_title(found),
@@ -56,10 +65,11 @@ def render(found: Findings) -> bytes:
         style=Markup(style),  # noqa: S704 - our own
         script=Markup(script),  # noqa: S704 - our own
         policy=_policy(style, script),
-        types=_types(found),
+        types=types,
+        one_type=len(types) == len(kinds) == 1,  # a heading says which, and no row is of another
         series=_series(found),
         no_sum=_print.NO_SUM,
-        **_comparison(found),
+        **comparison,
     )
     # A lone surrogate, which JSON can hold, is already shown as its escape.
     return page.encode()
@@ -78,11 +88,6 @@ def _policy(style: str, script: str) -> str:
         f"default-src 'none'; style-src 'sha256-{style_hash}'; script-src 'sha256-{script_hash}';"
         " img-src data:; base-uri 'none'; form-action 'none'"
     )
-
-
-def _shown(text: str) -> str:
-    """Return a text from outside so that nothing in it is invisible or turns what follows around."""
-    return _print.printable(text)
 
 
 def _moment(moment: datetime | None) -> str:
@@ -142,18 +147,9 @@ def _series(found: Findings) -> list[dict[str, Any]]:
     """Return for each activity type its columns: unique users of all billing IDs, step by step."""
     if found.by is None:
         return []
-    totals = []
-    for step in found.counted():
-        sums: dict[str, int] | None = None if step is None else {}
-        if sums is not None and step is not None:
-            for (kind, _), count in step.items():
-                sums[kind] = sums.get(kind, 0) + count
-        totals.append(sums)
-    kinds = dict.fromkeys([*found.totals(), *(kind for sums in totals for kind in sums or ())])
     names = [_step_name(step.span, found.by) for step in found.steps]
     shown = []
-    for kind in kinds:
-        values = [None if sums is None else sums.get(kind, 0) for sums in totals]
+    for kind, values in found.series().items():
         shown.append(
             {
                 "id": kind,

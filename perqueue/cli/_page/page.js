@@ -11,7 +11,7 @@
   const said = document.getElementById("said");
   const rows = Array.from(body.rows, (row) => ({
     row,
-    text: row.querySelector("th").textContent.toLowerCase() + " " + (row.dataset.type || "").toLowerCase(),
+    text: [...row.querySelectorAll(".id")].map((cell) => cell.textContent).concat(row.dataset.type || "").join(" ").toLowerCase(),
     verdict: row.dataset.verdict,
   }));
   let limit = first;

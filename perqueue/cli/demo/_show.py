@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from perqueue._outbox import OperatorOutbox
 from perqueue._recorder import PerQueue
 from perqueue._settings import RetryPolicy
+from perqueue._words import counted
 from perqueue.cli._flush import watched_flush
 from perqueue.cli.demo._crew import User
 from perqueue.cli.demo._frame import Frame, PerIs, Scene
@@ -167,7 +168,8 @@ class Show:
 
 
 def _toll(stage: Stage, recorded: int, failed: int) -> str:
-    return f"{stage.recorded - recorded:,} recorded meanwhile, {stage.failed - failed:,} requests failed"
+    requests = counted(stage.failed - failed, "request")
+    return f"{stage.recorded - recorded:,} recorded meanwhile, {requests} failed"
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from perqueue._words import counted
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -116,7 +118,7 @@ def _facts(evidence: Evidence) -> Table:
     table.add_row(
         "outage",
         f"{evidence.outage:.1f} s, {evidence.outage_recorded:,} activities recorded meanwhile,"
-        f" and only {total:,} requests: {requests or 'none'}",
+        f" and only {counted(total, 'request')}: {requests or 'none'}",
     )
     table.add_row("kill -9", evidence.killed)
     table.add_row("duplicates", _duplicates(evidence.repeats))
@@ -145,7 +147,7 @@ def _verdict(evidence: Evidence) -> Iterable[str]:
     for problem in evidence.problems:
         yield f"[bold red]✘[/] {problem}"
     if evidence.unrecorded:
-        yield f"[bold red]✘[/] {evidence.unrecorded:,} activities could not be recorded"
+        yield f"[bold red]✘[/] {counted(evidence.unrecorded, 'activity')} could not be recorded"
     if evidence.lost:
         some = ", ".join(f"{user.user_id} of {user.billing_id}" for user in evidence.lost[:5])
         more = " and others" if len(evidence.lost) > 5 else ""
