@@ -16,12 +16,13 @@ from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, cast
 
-from perqueue import RetryPolicy, _drain
+from perqueue import RetryPolicy
 from perqueue._activity import Activity, Event, Outcome, Verdict
 from perqueue._clock import Clock
 from perqueue._complaints import Complaints
+from perqueue._delivery import drain
+from perqueue._delivery.pace import Pace
 from perqueue._outbox import Load, News, Position
-from perqueue._pace import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -242,10 +243,10 @@ class Host:
 
     def __init__(self, case: Case, per: Per, clock: Clock) -> None:
         self.outbox = Counting(case.recorded / case.hosts, clock)
-        self.pace = Pace(case.policy, 32, clock.monotonic)
+        self.pace = Pace(case.policy, 32, TIMEOUT, clock.monotonic)
         self.caught_up: float | None = None
         """When what had piled up was delivered."""
-        self.drain = _drain.Drain(
+        self.drain = drain.Drain(
             cast("Outbox", self.outbox),
             per.add,
             Silent(),
@@ -321,13 +322,13 @@ def play(case: Case, longest: float, seed: int = 1) -> Course:
     """Play a case, for at most so many seconds after Per is back."""
     random.seed(seed)
     log = logging.getLogger("perqueue")
-    before = log.level, _drain.TICK
+    before = log.level, drain.TICK
     log.setLevel(logging.CRITICAL)
-    _drain.TICK = 1.0  # what is recorded is noticed a second late: a thousand hosts would do little else
+    drain.TICK = 1.0  # what is recorded is noticed a second late: a thousand hosts would do little else
     loop = VirtualLoop()
     try:
         return loop.run_until_complete(_play(case, loop, longest))
     finally:
         loop.close()
-        _drain.TICK = before[1]
+        drain.TICK = before[1]
         log.setLevel(before[0])

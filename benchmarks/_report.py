@@ -24,6 +24,7 @@ DETAIL = "second by second"
 _BLOCK = re.compile(r"(<!-- results: (?P<which>[^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 _BASES = {
     "append and fdatasync",
+    "bare INSERT, autocommit",
     "bare insert, SQLite's busy handler",
     "httpx.AsyncClient, shared",
     "nothing else happens",

@@ -36,6 +36,8 @@ class Case:
     survives: str | None = None
     base: bool = False
     """The ratios of its group are to this one."""
+    smoke: bool = True
+    """Whether ``make bench-smoke`` runs it: not, where another case runs the same code."""
 
     @property
     def key(self) -> str:
@@ -97,7 +99,7 @@ def main(benchmark: str, script: str, description: str, cases: Iterable[Case]) -
     if asked.case:
         print(json.dumps(_measure(by_key[asked.case], _SMOKE if asked.smoke else 1.0)))
         return
-    chosen = [case for key, case in by_key.items() if asked.only in key]
+    chosen = [case for key, case in by_key.items() if asked.only in key and (case.smoke or not asked.smoke)]
     rounds = asked.rounds or (1 if asked.smoke else ROUNDS)
     rows = _in_turn(script, chosen, rounds, ["--smoke"] if asked.smoke else [])
     print(
