@@ -15,6 +15,8 @@ DOCS := .venv/.docs
 
 # A chosen few tests say nothing about the coverage of the whole.
 COVERAGE := $(if $(strip $(ARGS)),--no-cov,--cov --cov-report=term)
+# Most tests wait for something most of the time: four at a time keep two cores busy. A chosen few run in order.
+WORKERS := $(if $(strip $(ARGS)),,--numprocesses=4 --dist=loadfile)
 
 .PHONY: help demo test soak bench bench-smoke lint format types contract wheel docs check clean
 
@@ -26,11 +28,10 @@ demo: $(READY) ## an outage, a kill -9 and a recovery, against a local Per
 
 test: $(READY) ## all tests, with coverage; or some: make test ARGS="-k flush -x"
 	@rm -f .coverage .coverage.*
-	@$(BIN)/python -m pytest --durations=10 $(COVERAGE) $(ARGS)
+	@$(BIN)/python -m pytest --durations=10 $(WORKERS) $(COVERAGE) $(ARGS)
 
 soak: $(READY) ## the long rounds of the fault tests, an hour or so: PERQUEUE_SOAK_SECONDS for the soak itself
-	@PERQUEUE_SOAK=1 $(BIN)/python -m pytest --no-cov -s --timeout=3600 tests/faults tests/embedded/test_kill.py \
-		tests/postgres $(ARGS)
+	@PERQUEUE_SOAK=1 $(BIN)/python -m pytest --no-cov -s --timeout=3600 tests/faults tests/embedded/test_kill.py $(ARGS)
 
 bench: $(BENCH) ## what everything costs beside other libraries, into docs/; or some: make bench ARGS="--only drain"
 	@$(BIN)/python benchmarks/run.py $(ARGS)

@@ -3,14 +3,13 @@
 import gc
 import os
 import threading
-import time
 
 import pytest
 from hypothesis import settings
 
 from perqueue import PerQueue
 from perqueue.sandbox import Sandbox
-from tests import postgresql
+from tests import helpers, postgresql
 
 # A busy machine is slow now and then; pytest's own timeout catches what hangs.
 settings.register_profile("perqueue", deadline=None)
@@ -84,6 +83,12 @@ def outbox(tmp_path):
 
 
 @pytest.fixture
+def env(outbox, per):
+    """The environment in which a child's ``PerQueue()`` delivers that outbox to the sandbox."""
+    return helpers.environment(outbox, per)
+
+
+@pytest.fixture
 def make_queue(per, options, outbox):
     """Make queues on one outbox, all closed when the test ends: `make_queue(max_in_flight=1)`."""
     queues = []
@@ -103,15 +108,7 @@ def make_queue(per, options, outbox):
 @pytest.fixture
 def until():
     """Wait for something to be true: `until(lambda: queue.stats().pending == 0)`."""
-
-    def wait(condition, timeout=10.0):
-        deadline = time.monotonic() + timeout
-        while not condition():
-            if time.monotonic() >= deadline:
-                pytest.fail(f"not true within {timeout} s")
-            time.sleep(0.002)
-
-    return wait
+    return lambda condition, timeout=10.0: helpers.until(condition, "it is true", timeout)
 
 
 @pytest.fixture

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import textwrap
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
-    from pathlib import Path
     from types import TracebackType
     from typing import Self
 
@@ -34,6 +37,8 @@ def hear():
 
 """
 """What every child's script begins with. Its queue takes its options from the environment: PerQueue()."""
+BECOME = "import os, sys\nos.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+"""The script of an isolated child that is to run a file or a module, by its arguments."""
 
 
 def until(condition: Callable[[], Any], what: str, timeout: float = 10.0) -> Any:
@@ -45,16 +50,35 @@ def until(condition: Callable[[], Any], what: str, timeout: float = 10.0) -> Any
     return value
 
 
+def free_port() -> int:
+    """Return a port for a server that starts later; until then no outgoing connection is given it."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", random.randrange(10_000, lowest)))
+            port: int = listener.getsockname()[1]
+            return port
+
+
 def quickest(attempt: Callable[[], object], most: float, tries: int = 3) -> float:
     """Return in how many seconds the quickest of some attempts ended; one in less than ``most`` is the last.
 
     A busy machine is late once in a while. Whoever does not keep a time is late at each attempt.
     """
-    best = float("inf")
-    for _ in range(tries):
+
+    def seconds() -> float:
         began = time.monotonic()
         attempt()
-        best = min(best, time.monotonic() - began)
+        return time.monotonic() - began
+
+    return least(seconds, most, tries)
+
+
+def least(measure: Callable[[], float], most: float, tries: int = 3) -> float:
+    """Return the least of some measurements; one of less than ``most`` is the last."""
+    best = float("inf")
+    for _ in range(tries):
+        best = min(best, measure())
         if best < most:
             break
     return best

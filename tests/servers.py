@@ -5,7 +5,6 @@ import http.client
 import importlib.util
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import until
+from tests.helpers import free_port, until
 
 REQUESTS = 60
 
@@ -22,9 +21,7 @@ class Server:
     """A server on a free port, in a process group of its own; programs and files are found in its folder."""
 
     def __init__(self, tmp_path, env, *command):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         clean = {
             name: value

@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from perqueue.cli import main
+from tests.embedded.patience import be_patient
 from tests.helpers import environment
 
 
@@ -37,6 +38,12 @@ def embed(app, make_queue):
 def queue(embed):
     """A queue in the application's database, which delivers."""
     return embed()
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    """Wait for locks for longer than a second."""
+    be_patient(monkeypatch.setattr)
 
 
 @pytest.fixture

@@ -4,17 +4,20 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import sqlite3
 import stat
 import threading
 import time
 from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 
 from perqueue import OutboxError, PerQueue
-from perqueue._outbox import OperatorOutbox
+from perqueue._outbox import OperatorOutbox, examine
 from perqueue._outbox.disk import CHECKPOINT_COMMITS
+from perqueue._outbox.finding import ok
 from perqueue.exceptions import OutboxMismatch
 from perqueue.sandbox import Refuse
 from tests.helpers import Child, environment
@@ -176,6 +179,8 @@ def test_it_is_set_up_beside_an_open_transaction(embed, connect, monkeypatch):
 def test_six_processes_set_up_one_file_while_the_application_writes(app, per, mode):
     """The tables are made once, and everybody can use them."""
     script = """
+    from tests.embedded.patience import be_patient
+    be_patient()  # seven processes share the disk
     hear()
     queue = PerQueue(embedded=True, drain=False)
     queue.record("SHOP", f"CUSTOMER_{os.getpid()}")
@@ -269,6 +274,48 @@ def test_the_command_line_knows_an_embedded_outbox(app, embed, connect, buy, per
     assert pragmas(app) == before
 
 
+IDLE = "queue = PerQueue(embedded=True, drain=False); queue.record('SHOP', 'CUSTOMER'); say('ready'); hear()"
+
+
+def test_the_doctor_knows_who_has_the_file_open(app, per, perqueue, tmp_path):
+    """Who has it open and is idle, without any lock on it, is named too: nothing is salvaged meanwhile."""
+    with Child(IDLE, env=environment(app, per)) as child:
+        child.expect("ready")
+        assert f"open in process {child.pid}" in perqueue("doctor", "--offline", "-o", app).output
+        result = perqueue("doctor", "-o", app, "--salvage", tmp_path / "rescued.db")
+        assert result.exit_code == 1
+        assert f"process {child.pid} uses" in result.stderr
+
+
+def test_nobody_waits_for_the_doctor(app, embed, connect, buy, perqueue, monkeypatch):
+    """While it reads all of the file the application commits, and so does record()."""
+    queue, connection = embed(drain=False), connect(timeout=0)
+    looked = []
+
+    def structure(reader):
+        buy(queue, connection, "JOINED")
+        connection.commit()
+        queue.record("SHOP", "PLAIN")
+        looked.append(reader.execute("SELECT count(*) FROM perqueue_activity").fetchone())
+        return ok("structure", "as found")
+
+    monkeypatch.setattr(examine, "_structure", structure)
+    result = perqueue("doctor", "--offline", "-o", app)
+    assert result.exit_code == 0, result.output
+    assert looked == [(0,)]
+    assert queue.stats().pending == 2
+
+
+@pytest.mark.parametrize("mode", ["delete"], indirect=True)
+def test_a_doctor_without_room_for_a_copy_says_so(app, embed, perqueue, monkeypatch):
+    """Where the file cannot be copied aside it is not looked through: its writers would have to wait."""
+    embed(drain=False).close()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    result = perqueue("doctor", "--offline", "-o", app)
+    assert result.exit_code == 2
+    assert "TMPDIR may name another place" in result.stderr
+
+
 def test_what_is_legible_of_a_damaged_database_goes_into_an_outbox_of_its_own(
     app, embed, connect, buy, per, perqueue, tmp_path
 ):
@@ -341,4 +388,4 @@ def test_a_transaction_that_was_cut_short_is_not_looked_through(app, embed, conn
     assert "a transaction was cut short" in found.output, found.output
     assert perqueue("status", "-o", folder / "app.db").exit_code == 0
     found = perqueue("doctor", "-o", folder / "app.db")
-    assert "1 activities are as they were recorded" in found.output, found.output
+    assert "1 activity as recorded" in found.output, found.output

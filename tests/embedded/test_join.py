@@ -4,7 +4,6 @@ import os
 import sqlite3
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -243,6 +242,7 @@ def test_one_that_per_refused_stands_for_no_other(embed, connect, buy, per, bill
     assert billed() == {"REGULAR"}
 
 
+@pytest.mark.usefixtures("patient")
 def test_threads_coalesce_beside_each_other(embed):
     """What one thread asks of the file never comes between the statements of another's transaction."""
     queue = embed(coalesce=timedelta(days=1), drain=False)
@@ -445,14 +445,13 @@ def test_who_reads_does_not_wait_for_the_applications_transaction(embed, connect
     connect().execute("BEGIN IMMEDIATE")
     with ThreadPoolExecutor() as pool:
         drain = pool.submit(queue._outbox.request_probe)
-        longest = 0.0
+        looks = 0
         while not drain.done():
-            began = time.perf_counter()
             queue.stats()
             queue.record("SHOP", "REGULAR")
-            longest = max(longest, time.perf_counter() - began)
+            looks += 1
         assert isinstance(drain.exception(), OutboxError)
-    assert longest < 0.5
+    assert looks > 10  # and not one or two, of a second each
 
 
 OPERATIONS = {

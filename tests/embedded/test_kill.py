@@ -15,7 +15,7 @@ from tests.faults._rounds import rounds
 from tests.helpers import Child, environment
 
 SELL_UNTIL_KILLED = """
-    import random, sqlite3, threading, filelock, perqueue._wire, perqueue._worker
+    import random, sqlite3, threading, filelock, perqueue._wire.exchange, perqueue._delivery.worker
 
     def sell(queue, run, how):
         connection = sqlite3.connect(os.environ["PERQUEUE_OUTBOX"], timeout=20, check_same_thread=False)

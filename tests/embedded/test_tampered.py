@@ -73,33 +73,6 @@ def test_what_is_left_is_not_thrown_away(embed, app, statement):
         assert connection.execute("SELECT user_id FROM perqueue_activity").fetchall() == [("KEPT",)]
 
 
-def test_alembic_leaves_the_tables_alone_as_the_documentation_says(embed, app):
-    """With the documented `include_name` autogenerate finds nothing to drop; without, it would drop them."""
-    sqlalchemy = pytest.importorskip("sqlalchemy")
-    autogenerate = pytest.importorskip("alembic.autogenerate")
-    migration = pytest.importorskip("alembic.migration")
-    embed()
-    metadata = sqlalchemy.MetaData()
-    sqlalchemy.Table(
-        "orders", metadata, sqlalchemy.Column("id", sqlalchemy.Integer, primary_key=True),
-        sqlalchemy.Column("customer", sqlalchemy.Text, nullable=False),
-    )  # fmt: skip
-
-    def include_name(name, type_, _):
-        return not (type_ == "table" and name.startswith("perqueue_"))
-
-    def dropped(connection, **options):
-        context = migration.MigrationContext.configure(connection, opts=options)
-        found = autogenerate.compare_metadata(context, metadata)
-        return {each[1].name for each in found if each[0] == "remove_table"}
-
-    engine = sqlalchemy.create_engine(f"sqlite:///{app}")
-    with engine.connect() as connection:
-        assert dropped(connection) == tables(app)
-        assert dropped(connection, include_name=include_name) == set()
-    engine.dispose()
-
-
 FLUSH = """
     import django
     from django.conf import settings

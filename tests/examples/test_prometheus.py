@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ import pytest
 import yaml
 
 from perqueue.sandbox import BadToken, Refuse, Status
-from tests.helpers import environment
+from tests.helpers import environment, free_port
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 RULES = EXAMPLES / "prometheus" / "alerts.yml"
@@ -28,12 +27,6 @@ PATIENCE = 30
 def tool(name):
     """Return where a tool is; skip the test without it."""
     return shutil.which(name) or pytest.skip(f"needs {name}")
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Prometheus:

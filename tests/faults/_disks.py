@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import struct
 import subprocess
 from contextlib import contextmanager
@@ -98,6 +99,31 @@ class CutOffDisk:
             fcntl.ioctl(descriptor, EXT4_IOC_SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
         finally:
             os.close(descriptor)
+
+
+class Tampering:
+    """Strace attached to a running program: its system calls meet a fault until the context ends."""
+
+    def __init__(self, pid: int, fault: str) -> None:
+        traced = ("-e", f"trace={fault.partition(':')[0]}", "-e", f"inject={fault}")
+        self._words = [tool("strace"), "-f", "-o", "/dev/null", *traced, "-p", str(pid)]
+
+    def __enter__(self) -> Self:
+        """Return once it is attached; skip the test where that is not allowed."""
+        self._strace = subprocess.Popen(self._words, stderr=subprocess.PIPE, text=True)
+        assert self._strace.stderr is not None
+        line = self._strace.stderr.readline()
+        if "attached" not in line:
+            self.__exit__()
+            pytest.skip(f"strace is not allowed to attach here: {line.strip()}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of the program."""
+        assert self._strace.stderr is not None
+        self._strace.send_signal(signal.SIGTERM)
+        self._strace.wait()
+        self._strace.stderr.close()
 
 
 def strace(*options: str) -> list[str]:

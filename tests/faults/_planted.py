@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 from perqueue._activity import Event, Outcome, State, Verdict
-from perqueue._drain import Drain
-from perqueue._feed import Feed
+from perqueue._delivery.drain import Drain
+from perqueue._delivery.feed import Feed
+from perqueue._delivery.pace import Pace
+from perqueue._delivery.settler import Settler
+from perqueue._delivery.worker import Worker
 from perqueue._flush import Flush
 from perqueue._outbox import OperatorOutbox, SQLiteOutbox
-from perqueue._pace import Pace
-from perqueue._settler import Settler
-from perqueue._worker import Worker
 
 
 def record_returns_before_the_commit(patch):

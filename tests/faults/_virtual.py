@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from perqueue._clock import Clock
-from perqueue._worker import Worker
+from perqueue._delivery.worker import Worker
 
 TOKEN = "a-good-token"
 REQUEST_TIMEOUT = 2.0
@@ -77,7 +77,7 @@ class World:
         clock = Clock(wall=lambda: self.wall + self.loop.now, monotonic=self.loop.time)
         self._patches.setattr("perqueue._recorder.SYSTEM_CLOCK", clock)
         self._patches.setattr("perqueue._flush.time", types.SimpleNamespace(monotonic=self.loop.time))
-        self._patches.setattr("perqueue._worker.Worker", self._worker)
+        self._patches.setattr("perqueue._delivery.worker.Worker", self._worker)
 
     def _worker(self, *arguments, **options):
         return VirtualWorker(self.loop, *arguments, **options)

@@ -1,4 +1,4 @@
-"""The environment of the fault tests: a child's way to the outbox and the local Per, and no coverage.
+"""No coverage in the fault tests.
 
 Coverage traces every line, which slows the races of these tests by a multiple, and what they run is covered
 by the other tests.
@@ -8,8 +8,6 @@ import os
 from pathlib import Path
 
 import pytest
-
-from tests.helpers import environment
 
 
 def pytest_collection_modifyitems(items):
@@ -24,9 +22,3 @@ def _children_are_not_measured(monkeypatch):
     """No child of these tests measures coverage."""
     for name in [name for name in os.environ if name.startswith(("COVERAGE_", "COV_"))]:
         monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def env(outbox, per):
-    """What a child needs for its ``PerQueue()``."""
-    return environment(outbox, per)

@@ -1,6 +1,7 @@
 """Connections that are kept alive: what lies on them, and how they end."""
 
 import asyncio
+import contextlib
 import logging
 import re
 import socket
@@ -15,8 +16,8 @@ import trustme
 from perqueue import PerClient, RetryPolicy
 from perqueue._activity import Activity, Verdict
 from perqueue._settings import resolve_client_settings
-from perqueue._transports import Transports
-from perqueue._wire import Wire
+from perqueue._wire.exchange import Wire
+from perqueue._wire.transports import Transports
 from tests.faults._raw_server import RawServer, answer_to
 
 PATIENT = RetryPolicy(base=600, cap=600)
@@ -110,9 +111,19 @@ def test_connections_are_kept_alive(kind, queue_for):
 
 
 def connections_to(port):
-    """Count this machine's sockets that are connected, or half closed, towards a port of its own."""
+    """Count this process's sockets that are connected, or half closed, towards a port of its own."""
     lines = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
-    return sum(1 for line in lines if line[2].endswith(f":{port:04X}") and line[3] in ("01", "08"))
+    towards = {line[9] for line in lines if line[2].endswith(f":{port:04X}") and line[3] in ("01", "08")}
+    return sum(1 for inode in towards if f"socket:[{inode}]" in open_files())
+
+
+def open_files():
+    """Return what this process's descriptors stand for."""
+    found = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.add(str(descriptor.readlink()))
+    return found
 
 
 def test_a_connection_that_the_server_has_ended_is_closed_soon(queue_for, until):

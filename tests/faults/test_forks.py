@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults._rounds import rounds
-from tests.helpers import AckPipe, Child, repeats, users
-
-BECOME = "import os, sys\nos.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+from tests.helpers import BECOME, AckPipe, Child, repeats, users
 
 
 @pytest.fixture

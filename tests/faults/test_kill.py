@@ -16,7 +16,7 @@ UNSETTLED = 2 * 64
 
 RECORD_IN_FOUR_THREADS = """
     acks, acknowledge_first = int(sys.argv[1]), len(sys.argv) > 2
-    import filelock, perqueue._wire, perqueue._worker  # once; each run is a fork of this process
+    import filelock, perqueue._wire.exchange, perqueue._delivery.worker  # once; each run is a fork of this
 
     def work(queue, run, thread):
         n = 0

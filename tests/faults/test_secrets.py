@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 from perqueue import PerClient, PerQueueError, RetryPolicy
-from perqueue import _parser as parsers
-from perqueue._parser import H11Parser, HttptoolsParser
-from perqueue._redaction import Secret, mask_logs
+from perqueue._wire import parser as parsers
+from perqueue._wire.parser import H11Parser, HttptoolsParser
+from perqueue._wire.redaction import Secret, mask_logs
 from tests.faults._raw_server import RawServer, answer_to
 from tests.helpers import Child
 

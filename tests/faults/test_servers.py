@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults._needs import needs
-from tests.helpers import Child, repeats, until, users
+from tests.helpers import BECOME, Child, repeats, until, users
 from tests.servers import REQUESTS, Server, repository
 
 APPLICATION = """
@@ -61,7 +61,7 @@ def assert_delivered_once(per, make_queue, wanted):
 
 
 @pytest.fixture(autouse=True)
-def _application(tmp_path):
+def application(tmp_path):
     (tmp_path / "application.py").write_text(APPLICATION)
 
 
@@ -148,10 +148,9 @@ def test_celery_prefork(per, env, make_queue, tmp_path):
     """
     with Child(publish, env={**environment, "PERQUEUE_DRAIN": "0"}, measured=False) as publisher:
         publisher.succeed(30)
-    become = "import os, sys\nos.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     command = ["-m", "celery", "-A", "tasks", "worker", "--concurrency=3", "--pool=prefork"]
     command += ["--loglevel=error", "--without-gossip", "--without-mingle", "--without-heartbeat"]
-    with Child(become, *command, env=environment, isolated=True, measured=False) as worker:
+    with Child(BECOME, *command, env=environment, isolated=True, measured=False) as worker:
         per.wait_for(34, timeout=40)
         worker.process.send_signal(signal.SIGTERM)
         worker.wait(30)
@@ -169,7 +168,8 @@ def uwsgi():
 
 
 UWSGI = ["--http-socket=127.0.0.1:PORT", "--master", "--processes=2", "--enable-threads", "--die-on-term"]
-UWSGI += ["--need-app", "--module=application:wsgi"]
+# A worker that is being forked while the server is told to end misses that: it is killed after five seconds.
+UWSGI += ["--need-app", "--module=application:wsgi", "--worker-reload-mercy=5"]
 
 
 def test_uwsgi_forks_in_c_and_is_told_so(per, env, tmp_path):

@@ -93,11 +93,6 @@ def show(samples, happened, figures):
     print(", ".join(f"{name}: {value}" for name, value in figures.items()))
 
 
-@pytest.fixture
-def env(outbox, per):
-    return environment(outbox, per)
-
-
 @pytest.mark.timeout(SECONDS + CATCHING_UP + 120)
 def test_soak(per, tmp_path, disk, record_property):
     """Under steady load and random faults nothing is lost, and memory, descriptors and WAL do not grow."""

@@ -228,7 +228,7 @@ def test_memory_is_bounded_whatever_is_recorded():
         key = ("GROUP", f"USER_{number}", "TYPE")
         if coalescer.standing(key, 10) is None:
             coalescer.record(key, 10)
-    assert len(coalescer._standing) <= _MOST_KEYS
+    assert len(coalescer._remembered.ids) <= _MOST_KEYS
 
 
 MOMENTS = st.lists(
@@ -261,3 +261,64 @@ def test_no_report_that_is_aligned_to_windows_changes(moments, minutes):
             at = activity.recorded_at / 1000 // window.total_seconds()
             delivered.append((at, activity.billing_id, activity.user_id, activity.activity_type_id))
     assert sorted(delivered) == sorted(everything)
+
+
+def test_what_is_recorded_after_a_flush_that_raised_stands_for_itself(per, coalescing):
+    """Once a flush has told of a refusal, though by another process, the same key is recorded anew."""
+    drainer, queue = coalescing(), coalescing(drain=False)
+    drainer.record("GROUP_A", "USER_2")  # it delivers from its first one on
+    drainer.flush(20)
+    per.set_fault(Refuse("unknown_user"))
+    first = queue.record("GROUP_A", "USER_1")
+    with pytest.raises(ActivityRejected):
+        queue.flush(20)
+    assert queue.record("GROUP_A", "USER_1").id > first.id
+    drainer.close()
+
+
+class Counted:
+    """An outbox that gives numbers, and in which something happens once before the number is handed back."""
+
+    def __init__(self):
+        self.given = self.refused = 0
+        self.meanwhile = None
+
+    def refusals(self):
+        return self.refused
+
+    def append_once(self, key, window, now):
+        self.given += 1
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+        return self.given
+
+
+def test_what_is_refused_before_its_recorder_goes_on_is_not_remembered():
+    """A refusal between the commit and the return of `record()` still lets the next one stand for itself."""
+    outbox = Counted()
+    coalescer = Coalescer(HOUR, outbox)
+    assert coalescer.standing("key", 10) is None
+
+    def refuse():
+        outbox.refused += 1
+        coalescer.forget()
+        coalescer.standing("another", 500)  # another thread looks around
+
+    outbox.meanwhile = refuse
+    assert coalescer.record("key", 10) == 1
+    assert coalescer.standing("key", 510) is None
+    assert coalescer.record("key", 510) == 2
+    assert coalescer.standing("key", 520) == 2
+
+
+def test_an_activity_stands_in_its_own_window_only():
+    """A window that ends between the look and the commit, or between commit and return, misleads nobody."""
+    coalescer = Coalescer(HOUR, outbox := Counted())
+    next_window = 3_600_000
+    assert coalescer.standing("key", 10) is None
+    coalescer.record("key", next_window)
+    assert coalescer.standing("key", 20) is None
+    outbox.meanwhile = lambda: coalescer.standing("another", next_window)
+    coalescer.record("key", 30)
+    assert coalescer.standing("key", next_window) is None

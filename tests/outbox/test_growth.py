@@ -241,8 +241,8 @@ def test_pruning_spares_what_lies_between(path):
 
 def test_a_sweep_goes_on_while_nothing_else_happens(make_queue, outbox, monkeypatch):
     """An idle drain deletes what is old as quickly as a busy one."""
-    monkeypatch.setattr("perqueue._drain._MOST_KEPT", 10)
-    monkeypatch.setattr("perqueue._drain._PRUNE_INTERVAL", 0.2)
+    monkeypatch.setattr("perqueue._delivery.drain._MOST_KEPT", 10)
+    monkeypatch.setattr("perqueue._delivery.drain._PRUNE_INTERVAL", 0.2)
     queue = make_queue()
     for n in range(600):
         queue.record("GROUP", f"USER_{n}")

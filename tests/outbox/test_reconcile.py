@@ -163,6 +163,15 @@ def test_what_the_outbox_does_not_know_is_unexplained(book, per, word):
     assert word in note
 
 
+def test_a_process_that_was_killed_is_not_taken_for_a_stranger(book):
+    """What was under way when it was killed has left no trace, and is sent again: nobody is accused."""
+    book.accept(book.record("USER_1", START), START + HOUR)
+    book.says(GROUP=2)
+    assert book.row()[2].endswith("something else feeds the same account")
+    book.accept(book.record("UNDER_WAY", END - HOUR), END + HOUR)
+    assert book.row()[2].endswith(" the same account, or a process was killed while it sent")
+
+
 @pytest.mark.parametrize(
     ("reason", "verdict"),
     [("no answer within 10 s", "explained"), ("ConnectError: refused", "unexplained")],

@@ -9,7 +9,7 @@ import pytest
 
 from perqueue import PerQueue
 from perqueue.sandbox import BadToken, Hang, Html, Status
-from tests.helpers import Child, until, users
+from tests.helpers import Child, least, until, users
 
 EXIT_TIMEOUT = 0.8
 MARGIN = 1.5
@@ -26,15 +26,29 @@ for n in range(5):
     queue.record("GROUP", f"USER_{n}")
 say(f"ending {time.monotonic()}")
 """
+DELIVERS = PROGRAM.replace("0.8", "20")
+"""The same where Per takes it: nobody waits for longer than that takes, however slow the machine."""
 
 ALL = [f"USER_{n}" for n in range(5)]
 
 
-def ended(child, timeout=15.0):
-    """Return how long the program took to end, and what it said on stderr."""
-    began = float(child.expect("ending"))
-    child.wait(timeout)
-    return time.monotonic() - began, child.errors()
+def assert_ends_within(most, program, *arguments, env, code=0, before=lambda: None):
+    """Run a program that must end in time, and in silence; return what one that fails has said on stderr."""
+
+    def seconds_to_end():
+        nonlocal errors
+        before()
+        with Child(program, *arguments, env=env) as child:
+            began = float(child.expect("ending"))
+            assert child.wait() == code
+            took = time.monotonic() - began
+            errors = child.errors()
+        assert code or errors == ""
+        return took
+
+    errors = ""
+    assert least(seconds_to_end, most) < most
+    return errors
 
 
 def assert_all_kept(outbox, options, per):
@@ -54,11 +68,8 @@ def assert_all_kept(outbox, options, per):
 def test_exit_delivers(per, env, ending, host):
     """A program that just ends has delivered, whatever the way to its end, also to a host name."""
     env["PER_BASE_URL"] = per.url.replace("127.0.0.1", host)
-    with Child(PROGRAM + ending, env=env) as child:
-        took, errors = ended(child)
-        assert (child.process.returncode, errors) == (0, "")
+    assert_ends_within(EXIT_TIMEOUT + MARGIN, DELIVERS + ending, env=env, before=per.reset)
     assert sorted(users(per)) == ALL
-    assert took < EXIT_TIMEOUT + MARGIN
 
 
 @pytest.mark.parametrize("trouble", ["hanging", "down", "bad token", "error 503", "error page", "refusing"])
@@ -71,10 +82,7 @@ def test_exit_is_not_held_up(per, env, outbox, options, trouble):
         per.go_down()
     else:
         per.set_tokens({"another-token": ["activity"]})
-    with Child(PROGRAM, env=env) as child:
-        took, errors = ended(child)
-        assert (child.process.returncode, errors) == (0, "")
-    assert took < EXIT_TIMEOUT + MARGIN
+    assert_ends_within(EXIT_TIMEOUT + MARGIN, PROGRAM, env=env)
     if trouble == "down":
         per.come_back()
     if trouble == "refusing":
@@ -86,33 +94,25 @@ def test_exit_is_not_held_up(per, env, outbox, options, trouble):
 def test_exit_with_an_unknown_host_is_not_held_up(env):
     """A name that nobody resolves delays the end no longer than exit_timeout."""
     env["PER_BASE_URL"] = "https://per.invalid"
-    with Child(PROGRAM, env=env) as child:
-        took, errors = ended(child)
-        assert (child.process.returncode, errors) == (0, "")
-    assert took < EXIT_TIMEOUT + MARGIN
+    assert_ends_within(EXIT_TIMEOUT + MARGIN, PROGRAM, env=env)
 
 
 def test_exit_timeout_0_does_not_wait(per, env, outbox, options):
     """With exit_timeout=0 a program ends at once, and what it recorded is kept."""
     per.set_fault(Hang())
-    with Child(PROGRAM.replace("0.8", "0"), env=env) as child:
-        took, errors = ended(child)
-        assert (child.process.returncode, errors) == (0, "")
-    assert took < MARGIN
+    assert_ends_within(MARGIN, PROGRAM.replace("0.8", "0"), env=env)
     per.release()
     assert_all_kept(outbox, options, per)
 
 
 def test_exception_in_main_still_delivers(per, env):
     """A program that ends with a traceback shows its own and nothing else, and has delivered."""
-    with Child(PROGRAM + "\nraise ValueError('its own mistake')", env=env) as child:
-        took, errors = ended(child)
-        assert child.process.returncode == 1
+    program = DELIVERS + "\nraise ValueError('its own mistake')"
+    errors = assert_ends_within(EXIT_TIMEOUT + MARGIN, program, env=env, code=1, before=per.reset)
     assert errors.splitlines()[-1] == "ValueError: its own mistake"
     assert errors.count("Traceback") == 1
     assert "perqueue" not in errors
     assert sorted(users(per)) == ALL
-    assert took < EXIT_TIMEOUT + MARGIN
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_exit_inside_asyncio_run(per, env, ending):
     program = f"""
     import asyncio
     async def main():
-        queue = PerQueue(exit_timeout=0.8)
+        queue = PerQueue(exit_timeout=20)
         for n in range(5):
             queue.record("GROUP", f"USER_{{n}}")
         kept.append(queue)
@@ -135,17 +135,15 @@ def test_exit_inside_asyncio_run(per, env, ending):
     except RuntimeError:
         pass  # "Event loop stopped before Future completed."
     """
-    with Child(program, env=env) as child:
-        took, errors = ended(child)
-        assert (child.process.returncode, errors) == (0, "")
+    assert_ends_within(EXIT_TIMEOUT + MARGIN, program, env=env, before=per.reset)
     assert sorted(users(per)) == ALL
-    assert took < EXIT_TIMEOUT + MARGIN
 
 
 def test_daemon_threads_may_record_to_the_end(per, env, make_queue):
     """Daemon threads may record while the interpreter ends: no hang, no noise, no loss (invariant 1)."""
     program = """
     queue = PerQueue(exit_timeout=0.5)
+    recorded = []
     def work(thread):
         n = 0
         while True:
@@ -155,11 +153,13 @@ def test_daemon_threads_may_record_to_the_end(per, env, make_queue):
             except QueueClosed:
                 return
             os.write(1, f"{user}\\n".encode())
+            recorded.append(user)
             n += 1
             time.sleep(0.005)
     for thread in range(4):
         threading.Thread(target=work, args=(thread,), daemon=True).start()
-    time.sleep(0.2)
+    while len(recorded) < 50:
+        time.sleep(0.005)
     """
     for _ in range(3):
         with Child(program, env=env) as child:
@@ -168,14 +168,13 @@ def test_daemon_threads_may_record_to_the_end(per, env, make_queue):
         queue.flush(20)
         queue.close()
         assert set(recorded) <= set(users(per))
-        assert len(recorded) > 20
 
 
 def test_recording_at_exit(per, env, outbox):
     """A program's own exit handler may still record; what nobody delivers any more is kept."""
     program = """
     import atexit
-    queue = PerQueue(exit_timeout=0.8)
+    queue = PerQueue(exit_timeout=20)
     def last():
         try:
             queue.record("GROUP", "LAST")
@@ -214,10 +213,7 @@ def test_many_queues_share_the_exit_timeout(per, env, tmp_path):
         queue.record("GROUP", "USER")
     say(f"ending {time.monotonic()}")
     """
-    with Child(program, tmp_path, env=env) as child:
-        took, errors = ended(child)
-        assert (child.process.returncode, errors) == (0, "")
-    assert took < EXIT_TIMEOUT + MARGIN
+    assert_ends_within(EXIT_TIMEOUT + MARGIN, program, tmp_path, env=env)
 
 
 def test_sigterm_without_a_handler_loses_nothing(per, env, make_queue):
@@ -246,10 +242,7 @@ def test_standby_exits_at_once(per, env):
             time.sleep(0.01)
         say(f"ending {time.monotonic()}")
         """
-        with Child(program, env=env) as second:
-            took, errors = ended(second)
-            assert (second.process.returncode, errors) == (0, "")
-        assert took < MARGIN
+        assert_ends_within(MARGIN, program, env=env)
 
 
 def _threads():

@@ -23,8 +23,7 @@ RECORDING_HANDLER = """
 
     signal.signal(signal.SIGALRM, handler)
     signal.setitimer(signal.ITIMER_REAL, 0.001, 0.0005)
-    end = time.monotonic() + 0.5
-    while time.monotonic() < end and main < 500:
+    while len(handled) < 30:
         queue.record("GROUP", f"main-{main}")
         main += 1
     signal.setitimer(signal.ITIMER_REAL, 0)
@@ -41,7 +40,6 @@ def test_handler_may_record_inside_record(per, env, durability):
     with Child(RECORDING_HANDLER, durability, env=env, measured=False) as child:
         main, handled = map(int, child.succeed(40))
     assert main > 0
-    assert handled > 10
     assert sorted(users(per)) == sorted(
         [f"main-{n}" for n in range(main)] + [f"handler-{n}" for n in range(handled)]
     )
@@ -80,12 +78,17 @@ RAISING_HANDLER = """
     def handler(*_):
         raise Alarm
 
+    queue.record("GROUP", "FIRST")
+    began = time.perf_counter()
+    for n in range(20):
+        queue.record("GROUP", "AGAIN")
+    longest = (time.perf_counter() - began) / 10  # half of the alarms come too late, whatever the disk
     signal.signal(signal.SIGALRM, handler)
     returned, raised = [], 0
     for n in range(int(sys.argv[2])):
         try:
             try:
-                signal.setitimer(signal.ITIMER_REAL, 0.00001 + (n % 40) * 0.000001)
+                signal.setitimer(signal.ITIMER_REAL, 0.00001 + longest * (n % 40) / 40)
                 queue.record("GROUP", f"USER_{n}")
                 returned.append(n)
             finally:
@@ -124,6 +127,7 @@ def test_handler_may_raise_inside_record(per, env, outbox, durability, times):
         assert int(child.expect("raised", timeout=40)) > 50
         assert child.expect("other").startswith("<Receipt")
         count = int(child.expect("returned"))
+        assert count > 10
         returned = {f"USER_{child.expect('')}" for _ in range(count)}
         child.succeed(40)
     assert returned <= set(users(per))

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from perqueue._outbox.look import FileOnlooker
 from perqueue.sandbox import Latency
 from tests.helpers import Child, environment, repeats, until, users
 from tests.postgres.wire import Wire
@@ -80,12 +81,13 @@ def arrived(per, *machines):
     return set(users(per)) == set().union(*(machine.acknowledged for machine in machines))
 
 
-def test_workers_go_on_while_the_sidecar_is_killed_and_replaced(per, start):
+def test_workers_go_on_while_the_sidecar_is_killed_and_replaced(per, outbox, start):
     """Workers without a token record while nobody delivers, and the next sidecar delivers it all."""
     machine = start()
     first = machine.sidecar("--watch")
     machine.serve("before")
     until(lambda: arrived(per, machine), "all have arrived")
+    until(lambda: FileOnlooker(outbox).look().position.pending == 0, "and that is written down")
     first.kill()
     machine.serve("meanwhile")
     assert len(set(users(per))) == 20

@@ -10,7 +10,7 @@ import pytest
 
 from perqueue.cli import main
 from tests.faults._needs import needs
-from tests.helpers import Child, until
+from tests.helpers import Child, free_port, until
 from tests.recipes.conftest import EXAMPLES
 
 PAGES = sorted((EXAMPLES.parent / "docs" / "recipes").glob("*.md"))
@@ -25,7 +25,8 @@ def blocks(page, language):
 
 
 def sources():
-    return "\n".join(path.read_text(encoding="utf-8") for path in EXAMPLES.rglob("*") if path.is_file())
+    written = (path for path in EXAMPLES.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return "\n".join(path.read_text(encoding="utf-8") for path in written)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -81,7 +82,7 @@ def test_the_walk_through_leads_to_delivered_activities(tmp_path):
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PER", "COV"))}
     env = clean | {"PATH": f"{BIN}:{clean['PATH']}", "PYTHONUNBUFFERED": "1"}
     _, sandbox, server, requests, report = walk_through()
-    ports = {"8420": free_port(), "8000": free_port()}
+    ports = {"8420": str(free_port()), "8000": str(free_port())}
     (tmp_path / "examples").symlink_to(EXAMPLES)
 
     def shell(lines, *, wait):
@@ -90,8 +91,7 @@ def test_the_walk_through_leads_to_delivered_activities(tmp_path):
             "perqueue sandbox", "exec perqueue sandbox"
         )
         script = script.replace("uvicorn --app", "exec uvicorn --app")
-        for port, mine in ports.items():
-            script = script.replace(port, mine)
+        script = re.sub("|".join(ports), lambda port: ports[port[0]], script)
         if wait:
             return subprocess.check_output(
                 ["sh", "-ec", script], env=env, cwd=tmp_path, text=True, timeout=60
@@ -107,11 +107,3 @@ def test_the_walk_through_leads_to_delivered_activities(tmp_path):
         assert re.search(r"EXPORT +ACME +2$", shell(report, wait=True), re.MULTILINE)
         uvicorn.process.terminate()
         assert uvicorn.wait(20) == 0
-
-
-def free_port():
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])

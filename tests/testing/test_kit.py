@@ -204,6 +204,13 @@ def test_environment_is_as_before(monkeypatch):
         left_open.record("ACME", "USER_2")
 
 
+def test_leaving_closes_no_queue_of_another_outbox(per_queue):
+    """The end of an environment closes the queues on its own outbox, and those only."""
+    with sandbox_environment():
+        PerQueue(drain=False)
+    per_queue.record("ACME", "USER_1").wait(5)
+
+
 def test_leaving_does_not_wait_for_what_hangs(per_sandbox, tmp_path):
     """A queue whose request hangs is closed at once, and keeps the activity."""
     began = time.monotonic()
