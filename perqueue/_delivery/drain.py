@@ -162,7 +162,7 @@ class Drain:
         """Tell whether this term is, and everything is written down that was answered in it."""
         if not self._judge.token_refused and self._holds_claims():
             return False
-        return not self._lanes and not len(self._settler)
+        return not self._lanes and self._settler.is_done
 
     def _holds_claims(self) -> bool:
         """Tell whether what was claimed is this drain's still, and not of a past that is gone."""
@@ -269,7 +269,7 @@ class Drain:
             lane.cancel()
         if lanes:
             await asyncio.wait(lanes, timeout=1.0)
-        if not self._write_down(over=True):
+        if not self._write_down(over=True) and len(self._settler):
             log.error(
                 "%d outcomes could not be stored, and those activities will be sent again: %s",
                 len(self._settler),
@@ -304,9 +304,9 @@ class Drain:
                 self._wake()
         now = self._clock.monotonic()
         if now >= self._next_load:
-            self._next_load = now + OBSERVER_INTERVAL
             self._tell_load()
             self._pace.share(self._outbox.keep_lease())
+            self._next_load = now + OBSERVER_INTERVAL  # not if that raises: it shows when it is over
         if now >= self._next_prune:
             self._next_prune = now + _PRUNE_INTERVAL  # also if that raises: delivery matters more
             wall = self._clock.time_ms()

@@ -68,13 +68,22 @@ class Settler:
         self._streak_reason: str | None = None
         self._epoch = outbox.epoch
         self._hold: Hold | None = None
-        self._stored: tuple[Gate, float] | None = None
+        self._stored: tuple[Gate | None, float] | None = None
         self._shares = False  # whether the hold that is stored concerns other drainers, too
         self.due_at: float | None = None
         """When the outcomes that have gathered are to be written (monotonic seconds)."""
 
     def __len__(self) -> int:
         return len(self._outcomes)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether everything is written down: outcomes, and why nothing is sent."""
+        return not self._outcomes and (self._pace.gate is None or self._closed() == self._stored)
+
+    def _closed(self) -> tuple[Gate | None, float]:
+        """Return which gate is closed, and since when."""
+        return self._pace.gate, self._pace.closed_at
 
     def begin(self, position: Position, retry_after_cap: float) -> None:
         """Take over what an earlier drainer had stored: a wait that Per asked for, a pause, a streak."""
@@ -88,7 +97,7 @@ class Settler:
             if self._pace.gate is None or (hold.kind == Gate.RETRY_AFTER and wait > self._pace.wait()):
                 self._pace.resume(Gate(hold.kind), hold.reason, wait)
         if self._pace.gate is not None:
-            self._stored = (self._pace.gate, self._pace.closed_at)
+            self._stored = self._closed()
         self._streak_reason = position.refusal_reason
         if position.refusal_streak:
             since = position.rejections - position.refusal_streak
@@ -115,7 +124,7 @@ class Settler:
         wait = max(0, min(hold.until - self._clock.time_ms(), hold.wait_ms)) / 1000
         self._pace.failures += 1  # the fleet's round, whoever tried
         self._pace.resume(Gate(hold.kind), hold.reason, wait)
-        self._stored = (Gate(hold.kind), self._pace.closed_at)
+        self._stored = self._closed()
         self._observer.on_hold(hold)
 
     def _take_back(self, hold: Hold) -> Hold:
@@ -239,9 +248,8 @@ class Settler:
                 self._outbox.set_hold(None)
                 self._hold = self._stored = None
             return
-        current = (gate, self._pace.closed_at)
-        if current != self._stored:
+        if self._closed() != self._stored:
             hold = self._new_hold(gate, self._pace.reason)
             self._hold = self._outbox.set_hold(hold) or hold
-            self._stored = current
+            self._stored = self._closed()
             self._observer.on_hold(self._hold)

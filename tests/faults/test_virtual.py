@@ -5,7 +5,7 @@ from contextlib import closing
 import pytest
 
 from perqueue import PerQueue, RetryPolicy
-from tests.faults._virtual import RETRY_AFTER, TOKEN, FakePer, Line, World
+from tests.faults._virtual import REQUEST_TIMEOUT, RETRY_AFTER, TOKEN, FakePer, Line, World
 
 MINUTE = 60
 
@@ -29,7 +29,9 @@ def start(fake_per, outbox):
     def process(**options):
         line = Line(fake_per)
         queue = PerQueue(
-            outbox, transport=line.transport, activity_token=TOKEN, activity_type_id="TYPE", **options
+            outbox,
+            transport=line.transport,
+            **{"activity_token": TOKEN, "activity_type_id": "TYPE"} | options,
         )
         queues.append(queue)
         return line, queue
@@ -96,3 +98,48 @@ def test_bad_token_does_not_make_a_full_disk_forget(world, fake_per, start):
     world.wait(5)
     assert fake_per.wrong == []
     assert queue.stats().delivered == 14
+
+
+def test_a_pause_that_cannot_be_stored_is_seen(world, fake_per, start, caplog):
+    """Without a token nothing is sent, and stats() says so, also while the disk refuses to store why."""
+    tokens = []
+
+    def token():
+        if not tokens:
+            connection.execute("PRAGMA query_only = 1")
+            raise LookupError
+        return tokens[0]
+
+    _, queue = start(activity_token=token)
+    connection = queue._outbox._usable()
+    record(fake_per, queue, "USER")
+    for _ in range(40):
+        world.wait(1)
+        assert queue.stats().state == "paused"
+        assert "write" in queue.stats().reason
+    assert "outcomes" not in caplog.text
+    tokens.append(TOKEN)
+    connection.execute("PRAGMA query_only = 0")
+    world.wait(MINUTE)
+    assert queue.stats().delivered == 1
+
+
+def test_a_disk_that_refuses_writes_is_told_once(world, fake_per, start, caplog):
+    """Also while nothing is pending: stats() says so until it is over, the log when it begins and ends."""
+    _, queue = start()
+    record(fake_per, queue, "FIRST")
+    world.wait(1)
+    fake_per.mode = "late"
+    record(fake_per, queue, "USER")
+    world.wait(2 * REQUEST_TIMEOUT + 0.5)  # between two times of writing down how busy it is
+    assert queue.stats().delivered == 2
+    connection = queue._outbox._usable()
+    connection.execute("PRAGMA query_only = 1")
+    world.wait(2)
+    for _ in range(100):
+        assert queue.stats().state == "paused"
+        world.wait(0.25)
+    connection.execute("PRAGMA query_only = 0")
+    world.wait(2)
+    assert queue.stats().state == "idle"
+    assert caplog.text.count("delivery waits until the outbox works") == 1
