@@ -113,7 +113,7 @@ class Worker:
         self._pid = os.getpid()
         self._start_lock = _threads.RLock()  # a signal handler may record while its thread is in start()
         self._thread: _threads.Thread | None = None
-        self._go: _threads.SimpleQueue[None] = _threads.SimpleQueue()
+        self._go: _threads.SimpleQueue[DrainLock | None] = _threads.SimpleQueue()
         self._trouble: str | None = None
         self._drain: Drain | None = None
         self._loop: DeliveryLoop | None = None
@@ -154,9 +154,10 @@ class Worker:
                 return
             try:
                 self.started = True
+                lock = self._new_lock()  # here: at exit, filelock chokes on one that a thread is just making
                 if self._thread is None:
                     self._make_thread()
-                self._go.put(None)
+                self._go.put(lock)
             except BaseException as error:
                 self.started = False
                 if not isinstance(error, RuntimeError):
@@ -224,16 +225,16 @@ class Worker:
 
     # -- on the thread
 
-    def _run(self, resolver: DaemonResolver | None, go: _threads.SimpleQueue[None]) -> None:
-        go.get()
+    def _run(self, resolver: DaemonResolver | None, go: _threads.SimpleQueue[DrainLock | None]) -> None:
+        lock = go.get()
         with self._start_lock:
-            if not _threads.is_current(self._thread) or self._stopping:
+            if lock is None or not _threads.is_current(self._thread) or self._stopping:
                 if resolver is not None:
                     resolver.close()
                 return
         loop = self._loop = DeliveryLoop(resolver)
         try:
-            main = loop.create_task(self._main())
+            main = loop.create_task(self._main(lock))
             while not main.done():
                 try:
                     loop.run_until_complete(main)
@@ -246,10 +247,9 @@ class Worker:
                 self._trouble = "the drain has failed, see the log: restart the program"
             loop.close()
 
-    async def _main(self) -> None:
+    async def _main(self, lock: DrainLock) -> None:
         self._event = asyncio.Event()
         deliverer = self._deliverer()
-        lock = self._new_lock()
         try:
             while not self._stopping:
                 try:

@@ -115,7 +115,7 @@ class VirtualWorker(Worker):
         if not self.started and not self._stopping:
             self.started = True
             self._loop = self._virtual
-            self._task = self._virtual.create_task(self._main())
+            self._task = self._virtual.create_task(self._main(self._new_lock()))
 
     def stop(self, grace):
         super().stop(grace)

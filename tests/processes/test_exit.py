@@ -274,3 +274,18 @@ def test_queue_dropped_in_a_cycle_stops_its_threads(per, options, outbox):
     del queue
     gc.collect()
     until(lambda: not _threads(), "its threads end")
+
+
+def test_the_drain_lock_is_made_by_the_thread_that_records(make_queue):
+    """At exit filelock looks at every lock: one that a thread is just making is a traceback on stderr."""
+    queue = make_queue()
+    makers, make = [], queue._worker._new_lock
+
+    def noted():
+        makers.append(threading.current_thread())
+        return make()
+
+    queue._worker._new_lock = noted
+    queue.record("GROUP", "USER")
+    queue.flush(10)
+    assert makers == [threading.current_thread()]
