@@ -6,6 +6,7 @@ import pytest
 
 from perqueue import PerQueue, RetryPolicy
 from tests.faults._virtual import REQUEST_TIMEOUT, RETRY_AFTER, TOKEN, FakePer, Line, World
+from tests.helpers import until
 
 MINUTE = 60
 
@@ -113,6 +114,8 @@ def test_a_pause_that_cannot_be_stored_is_seen(world, fake_per, start, caplog):
     _, queue = start(activity_token=token)
     connection = queue._outbox._usable()
     record(fake_per, queue, "USER")
+    # The token is asked on a thread, which lives in real time.
+    until(lambda: world.wait(0.1) or "there is no activity token" in caplog.text, "the token is missed")
     for _ in range(40):
         world.wait(1)
         assert queue.stats().state == "paused"
@@ -120,8 +123,7 @@ def test_a_pause_that_cannot_be_stored_is_seen(world, fake_per, start, caplog):
     assert "outcomes" not in caplog.text
     tokens.append(TOKEN)
     connection.execute("PRAGMA query_only = 0")
-    world.wait(MINUTE)
-    assert queue.stats().delivered == 1
+    until(lambda: world.wait(1) or queue.stats().delivered, "it is delivered")
 
 
 def test_a_disk_that_refuses_writes_is_told_once(world, fake_per, start, caplog):
