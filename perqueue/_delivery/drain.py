@@ -293,7 +293,6 @@ class Drain:
         """Notice what other processes did, and keep house."""
         changes = self._outbox.change_counter()
         if changes != self._changes:
-            self._changes = changes
             self._feed.look_again()
             news = self._outbox.news()
             self._settler.follow(news.hold)
@@ -302,6 +301,7 @@ class Drain:
             if news.probe_requests != self._probe_requests:
                 self._probe_requests = news.probe_requests
                 self._wake()
+            self._changes = changes
         now = self._clock.monotonic()
         if now >= self._next_load:
             self._tell_load()

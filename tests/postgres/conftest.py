@@ -63,10 +63,10 @@ def sql(database, outbox):
     return lambda *statements: database.sql(f"SET search_path = {schema}", *statements)
 
 
-def recorded(queue):
+def recorded(queue, user="AFTER"):
     """Try to record, and tell whether it could be stored."""
     try:
-        queue.record("GROUP", "AFTER")
+        queue.record("GROUP", user)
     except OutboxError:
         return False
     return True

@@ -2,13 +2,20 @@
 
 import threading
 from contextlib import closing
+from datetime import timedelta
 
 import pytest
 
-from perqueue import ConfigurationError, OutboxMismatch, PerQueue
+from perqueue import ActivityRejected, ConfigurationError, OutboxError, OutboxMismatch, PerQueue
 from perqueue._address import DatabaseURL
+from perqueue.sandbox import Refuse
+from tests.postgres.conftest import recorded
 
 SECRET = "s3cret"
+TABLES = (
+    "perqueue_pending, perqueue_settled, perqueue_attempt, perqueue_drainer, perqueue_outbox,"
+    " perqueue_coalesced"
+)
 
 
 def test_ten_starts_at_once_make_one_outbox(make_queue, sql):
@@ -83,8 +90,6 @@ def test_a_database_of_another_encoding_is_refused(database, options):
 )
 def test_what_cannot_be_reached_is_told_with_a_remedy(database, options, url, says):
     """An outbox that cannot be opened is one OutboxError that says why, without the password."""
-    from perqueue import OutboxError
-
     with pytest.raises(OutboxError) as caught:
         PerQueue(url.format(port=database.port), **options)
     assert says in str(caught.value)
@@ -182,3 +187,69 @@ def test_another_way_to_name_a_database_is_no_file(tmp_path, monkeypatch, outbox
         PerQueue(outbox, drain=False)
     assert "GEHEIM" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["TRUNCATE perqueue_outbox", "DROP TABLE perqueue_outbox", "DROP TABLE perqueue_pending CASCADE"],
+)
+def test_a_missing_table_or_row_is_told_with_a_remedy(make_queue, sql, damage):
+    """Whoever asks what an outbox holds that somebody dropped or emptied is told that, and what to do."""
+    queue = make_queue(drain=False)
+    queue.record("GROUP", "USER")
+    sql(damage)
+    with pytest.raises(OutboxError, match=r"(emptied|dropped)\? Restart the program"):
+        queue.stats()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        f"TRUNCATE {TABLES}",
+        f"TRUNCATE {TABLES} RESTART IDENTITY",
+        "TRUNCATE perqueue_outbox",
+        "TRUNCATE perqueue_outbox, perqueue_drainer, perqueue_settled",
+        f"DROP TABLE {TABLES} CASCADE",
+        *(f"DROP TABLE {table} CASCADE" for table in TABLES.split(", ")),
+    ],
+)
+def test_a_restart_mends_what_somebody_dropped_or_emptied(make_queue, per, sql, until, damage):
+    """What is left is delivered and counted, no number comes again, and new activities go as ever."""
+    per.set_fault(Refuse("unknown"), when=lambda activity: activity.user_id == "REFUSED")
+    queue = make_queue()
+    queue.record("GROUP", "DELIVERED").wait(10)
+    with pytest.raises(ActivityRejected):
+        queue.record("GROUP", "REFUSED").wait(10)
+    per.go_down()
+    old = queue.record("GROUP", "PENDING")
+    until(lambda: queue.stats().state == "backing_off")
+    sql(damage)
+    kept = {"MEANWHILE"} if recorded(queue, "MEANWHILE") else set()
+    queue.close()
+    per.come_back()
+    queue = make_queue()
+    if "RESTART" not in damage and f"DROP TABLE {TABLES}" not in damage:
+        assert queue.record("GROUP", "NEW").id > old.id
+    queue.flush(20)
+    with pytest.raises(ActivityRejected):
+        queue.record("GROUP", "REFUSED").wait(10)
+    kept |= set() if "perqueue_pending" in damage else {"PENDING"}
+    assert kept <= {activity.user_id for activity in per.activities}
+    ((delivered, rejected),) = sql(
+        "SELECT count(*) FILTER (WHERE state = 1), count(*) FILTER (WHERE state = 2) FROM perqueue_settled"
+    )
+    stats = queue.stats()
+    assert (stats.pending, stats.rejected) == (0, rejected)
+    ((pruned,),) = sql("SELECT pruned FROM perqueue_outbox")
+    assert stats.delivered - pruned == delivered
+    assert sql("SELECT count(*) FROM perqueue_activity_log") == [(delivered + rejected,)]
+
+
+def test_no_window_is_taken_by_an_activity_that_is_gone(make_queue, per, sql):
+    """Who had been recorded, and lost with a dropped table, is recorded again and not taken for a repeat."""
+    daily = timedelta(days=1)
+    make_queue(coalesce=daily, drain=False).record("GROUP", "USER")
+    sql("DROP TABLE perqueue_pending CASCADE")
+    queue = make_queue(coalesce=daily)
+    queue.record("GROUP", "USER").wait(10)
+    assert [activity.user_id for activity in per.activities] == ["USER"]

@@ -56,6 +56,7 @@ _VARIABLES = {
 _ON_REQUEST = 2**31
 """Executions after which psycopg prepares a statement unasked; with None it would not even when asked to."""
 
+MADE_ANEW = "Restart the program, which makes anew what is gone, and delivers what is left"
 _RETRYING = "everything is kept, and it goes on by itself once the database answers"
 _REMEDIES: dict[str, str] = {
     "08P01": "a pooler takes no ?options=: ALTER ROLE … SET search_path = … does the same for a user",
@@ -67,7 +68,7 @@ _REMEDIES: dict[str, str] = {
     "3D": "create the database first: createdb",
     "3F": "create the schema first, or correct the search path",
     "42501": "grant this user the perqueue_ tables, and for the first start CREATE on the schema",
-    "42P01": "a table is missing: was it dropped? Restart the program to create what is not there",
+    "42P01": f"a table is missing: was it dropped? {MADE_ANEW}",
     "53100": "the server's disk is full: free space there, all goes on by itself",
     "53300": "the server takes no more connections: raise max_connections, or put a pooler before it",
     "55P03": "somebody holds a lock on a perqueue_ table: look at pg_locks",

@@ -10,6 +10,7 @@ import psycopg
 
 from perqueue import _fork, _threads
 from perqueue._outbox.postgres.connection import (
+    MADE_ANEW,
     PATIENCE,
     Connections,
     checked,
@@ -106,7 +107,8 @@ class Session:
     ) -> tuple[Any, ...]:
         rows = self._rows(query, values, patience=patience)
         if not rows:
-            message = f"outbox {self._url}: a row that must be there is missing; was a table emptied?"
+            missing = "a row is missing that must be there: was a table emptied?"
+            message = f"outbox {self._url}: {missing} {MADE_ANEW}"
             raise OutboxError(message)
         row: tuple[Any, ...] = rows[0]
         return row
