@@ -3,7 +3,9 @@
 import os
 import random
 import signal
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,22 @@ def freeze(child):
     until(lambda: stopped(child), "it is frozen")
 
 
+def freeze_between_writes(child, outbox):
+    """Stop a process in a moment in which it does not hold the outbox's write lock."""
+
+    def frozen():
+        freeze(child)
+        with closing(sqlite3.connect(outbox, isolation_level=None, timeout=0)) as other:
+            try:
+                other.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                thaw(child)
+                return False
+        return True
+
+    until(frozen, "it is frozen without the lock")
+
+
 def stopped(child):
     return Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
@@ -47,7 +65,7 @@ def record(child, user):
     child.expect("recorded")
 
 
-def test_frozen_drainer(per, env, make_queue):
+def test_frozen_drainer(per, env, make_queue, outbox):
     """A drainer that is frozen with requests under way keeps the lock, and delivers the rest once thawed.
 
     Meanwhile others record, and their flush() ends in its time; no more are sent twice than were in flight.
@@ -63,7 +81,7 @@ def test_frozen_drainer(per, env, make_queue):
         for n in range(40):
             record(drainer, f"BEFORE_{n}")
         per.wait_for(2)
-        freeze(drainer)
+        freeze_between_writes(drainer, outbox)
         for n in range(10):
             other.record("GROUP", f"MEANWHILE_{n}")
         with pytest.raises(FlushTimeout, match="standby"):
@@ -82,13 +100,13 @@ def test_frozen_drainer(per, env, make_queue):
     assert repeats(per) <= MAX_IN_FLIGHT
 
 
-def test_frozen_and_killed(per, env, make_queue):
+def test_frozen_and_killed(per, env, make_queue, outbox):
     """A frozen drainer that is killed instead of thawed is replaced like any other."""
     with Child(OBEY, env=env) as drainer:
         drainer.expect("ready")
         record(drainer, "FIRST")
         per.wait_for(1)
-        freeze(drainer)
+        freeze_between_writes(drainer, outbox)
         queue = make_queue(activity_type_id="TYPE")
         queue.record("GROUP", "SECOND")
         until(lambda: queue.stats().state == "standby", "this one stands by")
@@ -97,12 +115,12 @@ def test_frozen_and_killed(per, env, make_queue):
     assert set(users(per)) == {"FIRST", "SECOND"}
 
 
-def test_frozen_recorder(per, env, make_queue):
+def test_frozen_recorder(per, env, make_queue, outbox):
     """A process that is frozen between two record() calls is in nobody's way, and goes on afterwards."""
     with Child(OBEY, env={**env, "PERQUEUE_DRAIN": "0"}) as recorder:
         recorder.expect("ready")
         record(recorder, "FIRST")
-        freeze(recorder)
+        freeze_between_writes(recorder, outbox)
         queue = make_queue(activity_type_id="TYPE")
         queue.record("GROUP", "SECOND")
         queue.flush(10)
