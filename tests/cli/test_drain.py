@@ -93,7 +93,7 @@ def test_it_waits_for_another_process_that_delivers(perqueue, make_queue, per):
 def test_without_a_timeout_it_goes_on_while_anything_moves(make_queue, per):
     """Without a timeout a slow delivery is waited for, and given up only when nothing moves."""
     queue = make_queue(max_in_flight=1)
-    per.set_fault(Latency(0.15))
+    per.set_fault(Latency(0.4))
     for number in range(6):
         queue.record("GROUP_A", f"USER_{number}")
     seen = []
@@ -102,13 +102,13 @@ def test_without_a_timeout_it_goes_on_while_anything_moves(make_queue, per):
         time.sleep(seconds)
         return False
 
-    watched_flush(queue, timeout=None, patience=0.6, look=seen.append, pause=pause)
+    watched_flush(queue, timeout=None, patience=1.5, look=seen.append, pause=pause)
     assert per.accepted == 6
     assert seen
     per.set_fault(Hang())
     queue.record("GROUP_A", "USER_6")
-    with pytest.raises(FlushTimeout, match=r"nothing was accepted for 0\.6 s, 1 activity kept") as raised:
-        watched_flush(queue, timeout=None, patience=0.6, look=seen.append, pause=pause)
+    with pytest.raises(FlushTimeout, match=r"nothing was accepted for 1\.5 s, 1 activity kept") as raised:
+        watched_flush(queue, timeout=None, patience=1.5, look=seen.append, pause=pause)
     assert raised.value.pending == 1
     with pytest.raises(Stopped):
         watched_flush(queue, timeout=None, patience=60, look=seen.append, pause=lambda _: True)

@@ -80,7 +80,7 @@ import lambda_handler
 
 class Context:
     def get_remaining_time_in_millis(self):
-        return 800
+        return int(sys.argv[2])
 
 say("ready")
 while event := hear():
@@ -113,7 +113,7 @@ class Function:
 
 def test_lambda_has_delivered_when_it_answers(per, env, make_queue, copied):
     """Per has an activity before the call is answered, whatever the freezes did to the connection."""
-    with Child(CALLED, copied("lambda_handler.py"), env=env, measured=False) as child:
+    with Child(CALLED, copied("lambda_handler.py"), 20_000, env=env, measured=False) as child:
         function = Function(child)
         for n in range(4):
             assert function.call(f"USER_{n}") == "200"
@@ -126,7 +126,7 @@ def test_lambda_has_delivered_when_it_answers(per, env, make_queue, copied):
 
 def test_lambda_fails_during_an_outage_and_a_repeat_changes_no_bill(per, env, copied):
     """What cannot be delivered in time is an error; the event that is sent again counts one user."""
-    with Child(CALLED, copied("lambda_handler.py"), env=env, measured=False) as child:
+    with Child(CALLED, copied("lambda_handler.py"), 2500, env=env, measured=False) as child:
         function = Function(child)
         per.go_down()
         assert function.call("USER_1") == "FlushTimeout"
@@ -142,7 +142,7 @@ def test_checker_sees_a_function_that_does_not_flush(per, env, copied, tmp_path)
     handler = folder / "lambda_handler.py"
     handler.write_text(re.sub(r"queue\.flush\(.*\)", "pass", handler.read_text()))
     per.go_down()
-    with Child(CALLED, folder, env=env, measured=False) as child:
+    with Child(CALLED, folder, 20_000, env=env, measured=False) as child:
         function = Function(child)
         assert function.call("USER_1") == "200"
         per.come_back()
