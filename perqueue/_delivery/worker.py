@@ -351,10 +351,10 @@ class Worker:
         changes = self._outbox.change_counter()
         if changes == self._changes and not awaited:
             return
-        self._changes = changes
         outcomes = self._outbox.settled(awaited)
         self._observer.on_settled(outcomes, [])
         hold = self._outbox.news().hold
+        self._changes = changes  # only now: what raised is asked again
         if hold is not None:
             self._observer.on_hold(hold)
 
