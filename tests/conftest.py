@@ -5,14 +5,14 @@ import os
 import threading
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from perqueue import PerQueue
 from perqueue.sandbox import Sandbox
 from tests import helpers, postgresql
 
 # A busy machine is slow now and then; pytest's own timeout catches what hangs.
-settings.register_profile("perqueue", deadline=None)
+settings.register_profile("perqueue", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("perqueue")
 
 database = postgresql.database

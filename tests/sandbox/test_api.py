@@ -37,7 +37,7 @@ def test_transaction_ids_are_never_given_twice_even_after_a_reset(per, add):
     assert add().json()["result"]["transactionId"] != before
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=50)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60))
 def test_any_text_survives_the_query_string(per, add, text):
     """What a client encodes is what the ledger holds, character for character."""
