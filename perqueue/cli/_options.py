@@ -72,6 +72,14 @@ outbox_option = click.option(
     help="The outbox: a file, or a postgresql:// URL.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+TABLE_LIMIT = 1000
+"""Rows of a table, unless asked for more: its columns are as wide as the widest."""
+limit_option = click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=f"Show at most so many. [default: all; in a table {TABLE_LIMIT}]",
+)
 
 
 def existing(outbox: str) -> Path | DatabaseURL:

@@ -11,7 +11,16 @@ import click
 
 from perqueue.cli import _print
 from perqueue.cli._failure import Failure
-from perqueue.cli._options import NUMBER, examples, json_option, moment, outbox_option, outbox_to_read
+from perqueue.cli._options import (
+    NUMBER,
+    TABLE_LIMIT,
+    examples,
+    json_option,
+    limit_option,
+    moment,
+    outbox_option,
+    outbox_to_read,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,8 +30,6 @@ if TYPE_CHECKING:
     from perqueue._audit import ActivityRecord, Attempt
 
 _PAGE = 1000
-_TABLE_LIMIT = 1000
-"""Rows of a table, unless asked for more: its columns are as wide as the widest."""
 
 
 @click.command(
@@ -39,12 +46,7 @@ _TABLE_LIMIT = 1000
 @click.option("--activity-type", "-t", "activity_type_id", metavar="ID", help="Only this activity type.")
 @click.option("--since", metavar="DATE", help="Recorded then or later: 2018-12-01 or 2018-12-01T08:00:00Z.")
 @click.option("--until", metavar="DATE", help="Recorded before then.")
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Show at most so many. [default: all; in a table 1000]",
-)
+@limit_option
 @click.option("--id", "number", type=NUMBER, help="One activity, and every attempt.")
 @json_option
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
@@ -79,7 +81,7 @@ def history(
         raise click.UsageError("--since must be before --until.")
     wanted = {**ids, "since": first, "until": beyond}
     in_table = not (as_json or as_csv)
-    most = _TABLE_LIMIT + 1 if in_table and limit is None else limit
+    most = TABLE_LIMIT + 1 if in_table and limit is None else limit
     records = _records(outbox_to_read(outbox), wanted, most)
     if as_json:
         _print.as_json_array(map(_plain, records))
@@ -87,9 +89,9 @@ def history(
         _as_csv(records)
     else:
         shown = list(records)
-        _as_table(shown[: limit or _TABLE_LIMIT], hidden=[n for n, value in ids.items() if value is not None])
-        if limit is None and len(shown) > _TABLE_LIMIT:
-            click.echo(f"These are the first {_TABLE_LIMIT:,}: see --since, --limit, --csv.", err=True)
+        _as_table(shown[: limit or TABLE_LIMIT], hidden=[n for n, value in ids.items() if value is not None])
+        if limit is None and len(shown) > TABLE_LIMIT:
+            click.echo(f"These are the first {TABLE_LIMIT:,}: see --since, --limit, --csv.", err=True)
 
 
 def _records(

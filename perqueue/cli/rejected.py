@@ -11,12 +11,21 @@ import click
 from perqueue._words import counted
 from perqueue.cli import _print
 from perqueue.cli._failure import Commands, Failure, Misuse
-from perqueue.cli._options import NUMBER, examples, json_option, open_as_operator, outbox_option
+from perqueue.cli._options import (
+    NUMBER,
+    TABLE_LIMIT,
+    examples,
+    json_option,
+    limit_option,
+    open_as_operator,
+    outbox_option,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
+    from perqueue._activity import Activity
     from perqueue._outbox import Operator
 
 _COLUMNS = (
@@ -45,20 +54,26 @@ def rejected() -> None:
     ),
 )
 @outbox_option
+@limit_option
 @json_option
-def list_rejected(outbox: str, *, as_json: bool) -> None:
+def list_rejected(outbox: str, limit: int | None, *, as_json: bool) -> None:
     """Show the activities that Per refused, in the order of its refusals, with its reasons.
 
     All columns are in --json.
     """
+    most = limit or (sys.maxsize if as_json else TABLE_LIMIT)
     with closing(open_as_operator(outbox)) as opened:
-        rows = _rows(opened)
-    if as_json:
-        _print.as_json(rows)
-    elif rows:
-        _as_table(rows)
-    else:
-        click.echo("Nothing is rejected.", err=True)
+        rejected = opened.position().rejected
+        activities = opened.rejected_since(0, most)
+        rows = _rows(opened, activities)
+        if as_json:
+            _print.as_json_array(rows)
+        elif activities:
+            _as_table(list(rows))
+        else:
+            click.echo("Nothing is rejected.", err=True)
+    if not as_json and rejected > most:
+        click.echo(f"These are the first {most:,} of {rejected:,}: see --limit, --json.", err=True)
 
 
 def _as_table(rows: list[dict[str, Any]]) -> None:
@@ -72,10 +87,8 @@ def _as_table(rows: list[dict[str, Any]]) -> None:
     _print.table(headings, [[row[name] for name in names] for row in shown])
 
 
-def _rows(opened: Operator) -> list[dict[str, Any]]:
-    activities = opened.rejected_since(0, sys.maxsize)
+def _rows(opened: Operator, activities: list[Activity]) -> Iterator[dict[str, Any]]:
     settled = opened.settled([activity.id for activity in activities])
-    rows: list[dict[str, Any]] = []
     for activity in activities:
         end = settled.get(activity.id)
         values = (
@@ -83,8 +96,7 @@ def _rows(opened: Operator) -> list[dict[str, Any]]:
             _moment(activity.recorded_at), None if end is None else _moment(end.settled_at),
             activity.attempts, activity.reason,
         )  # fmt: skip
-        rows.append(dict(zip(_COLUMNS, values, strict=True)))
-    return rows
+        yield dict(zip(_COLUMNS, values, strict=True))
 
 
 def _moment(milliseconds: int) -> str:

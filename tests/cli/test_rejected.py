@@ -1,4 +1,5 @@
 import json
+from importlib import import_module
 
 import pytest
 
@@ -37,6 +38,19 @@ def test_list(perqueue, listed, make_queue):
     table = perqueue("rejected", "list").output
     assert "unknown_type" in table
     assert "USER_3" in table
+
+
+@pytest.mark.usefixtures("refused")
+def test_a_long_list_ends_and_says_so(perqueue, monkeypatch):
+    """A table stops at 1,000 rows, or where it is asked to, and says how many there are; JSON has all."""
+    table = perqueue("rejected", "list", "--limit", "2")
+    assert table.stdout.count("unknown_type") == 2
+    assert "first 2 of 3:" in table.stderr
+    assert len(json.loads(perqueue("rejected", "list", "--limit", "2", "--json").stdout)) == 2
+    monkeypatch.setattr(import_module("perqueue.cli.rejected"), "TABLE_LIMIT", 1)
+    assert "first 1 of 3:" in perqueue("rejected", "list").stderr
+    assert len(json.loads(perqueue("rejected", "list", "--json").stdout)) == 3
+    assert "first" not in perqueue("rejected", "list", "--limit", "3").stderr
 
 
 def test_an_empty_list(perqueue, listed, make_queue):
