@@ -131,3 +131,14 @@ def test_salvage_is_for_files(perqueue, tmp_path):
     result = perqueue("doctor", "--salvage", str(tmp_path / "new.db"))
     assert result.exit_code == 2
     assert "is a database: its own tools look after it" in result.output
+
+
+@pytest.mark.parametrize("command", [["status"], ["doctor", "--offline"], ["history"], ["rejected", "list"]])
+def test_who_looks_mends_nothing(make_queue, perqueue, sql, command):
+    """A table that somebody dropped is told to whoever looks, with the remedy, and stays as it is."""
+    make_queue(drain=False).close()
+    sql("DROP TABLE perqueue_settled CASCADE")
+    result = perqueue(*command)
+    assert result.exit_code == 1
+    assert "Restart the program" in " ".join(result.output.split())
+    assert sql("SELECT to_regclass('perqueue_settled')") == [(None,)]

@@ -255,7 +255,7 @@ def set_up(connection: Connection, url: DatabaseURL, origin: str | None, *, crea
         if found is None and not create:
             message = f"there is no outbox in {url}: is the database right? The first PerQueue creates it"
             raise OutboxMismatch(message)
-        if found is None or _is_stale(found, url, origin):
+        if found is None or _is_stale(found, url, origin) or (create and not found.is_whole):
             connection.patience = _SETUP_PATIENCE
             with connection.transaction():
                 connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SETUP_LOCK,))
@@ -298,13 +298,13 @@ def _is_stale(found: Found, url: DatabaseURL, origin: str | None) -> bool:
             " another database, or another schema (?options=-csearch_path%3DNAME)"
         )
         raise OutboxMismatch(message)
-    return not found.is_whole or version < SCHEMA_VERSION or (owner is None and origin is not None)
+    return version < SCHEMA_VERSION or (owner is None and origin is not None)
 
 
 def _migrate(connection: Connection, url: DatabaseURL, origin: str | None) -> None:
     """Apply what is missing; another process may have been faster."""
     found = _outbox(connection)
-    if found is not None and not _is_stale(found, url, origin):
+    if found is not None and found.is_whole and not _is_stale(found, url, origin):
         return
     row = connection.execute("SHOW server_encoding").fetchone()
     if row is not None and row[0] != "UTF8":
