@@ -168,8 +168,12 @@ def uwsgi():
 
 
 UWSGI = ["--http-socket=127.0.0.1:PORT", "--master", "--processes=2", "--enable-threads", "--die-on-term"]
-# A worker that is being forked while the server is told to end misses that: it is killed after five seconds.
 UWSGI += ["--need-app", "--module=application:wsgi", "--worker-reload-mercy=5"]
+
+
+def wait_for_workers(server):
+    """Wait until uWSGI has forked: told to end meanwhile, it may never do so."""
+    until(lambda: "spawned uWSGI worker 2" in server.log(), "both workers are there", 20)
 
 
 def test_uwsgi_forks_in_c_and_is_told_so(per, env, tmp_path):
@@ -178,6 +182,7 @@ def test_uwsgi_forks_in_c_and_is_told_so(per, env, tmp_path):
     Nothing hangs, and nothing is lost in silence (invariant 10).
     """
     with Server(tmp_path, env, *uwsgi(), *UWSGI) as server:
+        wait_for_workers(server)
         answers = server.load("refused", 8)
         assert all(answer.startswith("OutboxError") and "lazy-apps" in answer for answer in answers), answers
         assert "lazy-apps" in server.get("flush", timeout=5)
@@ -188,6 +193,7 @@ def test_uwsgi_forks_in_c_and_is_told_so(per, env, tmp_path):
 def test_uwsgi_with_lazy_apps(per, env, make_queue, tmp_path):
     """With lazy-apps and enable-threads, as the README says, uWSGI's workers deliver."""
     with Server(tmp_path, env, *uwsgi(), *UWSGI, "--lazy-apps") as server:
+        wait_for_workers(server)
         server.load("lazy")
         server.get("flush")
         assert set(users(per)) == expected("lazy")
