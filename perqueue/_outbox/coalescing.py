@@ -20,6 +20,9 @@ _STANDING = (
     " LEFT JOIN perqueue_settlement s ON s.activity_id = c.activity_id"
     " WHERE c.window_end = ? AND c.window_start = ?"
     " AND c.billing_id = ? AND c.user_id = ? AND c.activity_type_id = ?"
+    # An operator may have corrected its type: then it stands for none of the old one.
+    " AND NOT EXISTS (SELECT 1 FROM perqueue_activity a"
+    " WHERE a.id = c.activity_id AND a.activity_type_id <> c.activity_type_id)"
 )
 _STAND = "INSERT OR REPLACE INTO perqueue_coalesced VALUES (?, ?, ?, ?, ?, ?)"
 _KEY = "window_end, window_start, billing_id, user_id, activity_type_id"

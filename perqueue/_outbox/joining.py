@@ -36,6 +36,8 @@ _WHERE_STANDING = (
     " WHERE c.window_end = ? AND c.window_start = ?"
     " AND c.billing_id = ? AND c.user_id = ? AND c.activity_type_id = ?"
     " AND coalesce(s.state, 1) = 1"  # pending or accepted
+    " AND NOT EXISTS (SELECT 1 FROM main.perqueue_activity a"
+    " WHERE a.id = c.activity_id AND a.activity_type_id <> c.activity_type_id)"
 )
 _JOIN_ALWAYS = _JOIN.format(unless="")
 _JOIN_ONCE = _JOIN.format(unless=f" AND NOT EXISTS (SELECT 1{_WHERE_STANDING})")

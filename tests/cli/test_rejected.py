@@ -1,4 +1,5 @@
 import json
+from datetime import timedelta
 from importlib import import_module
 
 import pytest
@@ -83,6 +84,19 @@ def test_requeue_with_a_corrected_type(perqueue, per, listed):
     types = {activity.user_id: activity.activity_type_id for activity in per.activities}
     assert {types["USER_1"], types["USER_3"]} == {"RIGHT"}
     assert [row["id"] for row in listed()] == [2]
+
+
+def test_one_with_a_corrected_type_stands_for_none_of_the_old_one(perqueue, per, make_queue):
+    """With `coalesce`, the next activity of the old type is recorded: Per may know that type by now."""
+    per.set_fault(Refuse("unknown_type"), times=1)
+    daily = timedelta(days=1)
+    first = make_queue(coalesce=daily, drain=False).record("GROUP_A", "USER_1")
+    assert perqueue("drain").exit_code == 1
+    assert perqueue("rejected", "requeue", "--all", "--activity-type", "RIGHT").exit_code == 0
+    assert make_queue(coalesce=daily, drain=False).record("GROUP_A", "USER_1").id != first.id
+    assert perqueue("drain").exit_code == 0
+    kinds = [activity.activity_type_id for activity in per.activities]
+    assert (len(kinds), kinds.count("RIGHT")) == (2, 1)
 
 
 @pytest.mark.usefixtures("refused")

@@ -5,11 +5,13 @@ import sqlite3
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import timedelta
 
 import pytest
 
 from perqueue import (
+    ActivityRejected,
     ConfigurationError,
     InvalidActivity,
     OutboxError,
@@ -18,6 +20,7 @@ from perqueue import (
     PerQueueError,
     QueueClosed,
 )
+from perqueue._outbox import OperatorOutbox
 from perqueue.sandbox import Hang, Refuse
 
 IMPLICIT = [{}, {"isolation_level": "IMMEDIATE"}]
@@ -206,6 +209,24 @@ def test_a_window_of_a_savepoint_swallows_nothing(embed, connect, buy, billed):
     connection.commit()
     queue.flush(10)
     assert billed() == {"REGULAR"}
+
+
+def test_one_with_a_corrected_type_stands_for_none_of_the_old_one(per, app, embed, connect, buy):
+    """What was requeued as of another type swallows none of the type that it had."""
+    per.set_fault(Refuse("unknown_type"), times=1)
+    queue = embed(coalesce=timedelta(days=1))
+    connection = connect()
+    first = buy(queue, connection, "REGULAR")
+    connection.commit()
+    with pytest.raises(ActivityRejected):
+        queue.flush(10)
+    with closing(OperatorOutbox(app, None)) as operator:
+        assert operator.requeue(None, "RIGHT") == 1
+    assert buy(queue, connection, "REGULAR").id != first.id
+    connection.commit()
+    queue.flush(10)
+    kinds = [activity.activity_type_id for activity in per.activities]
+    assert (len(kinds), kinds.count("RIGHT")) == (2, 1)
 
 
 @pytest.mark.parametrize("manner", AUTOCOMMIT, ids=str)

@@ -17,6 +17,12 @@ _PAGE = (
     "SELECT id, rejection FROM perqueue_settled WHERE rejection > %s AND rejection <= %s"
     " ORDER BY rejection LIMIT %s"
 )
+# With a corrected type none of them stands for those of the old one any more.
+_RELEASE = (
+    "DELETE FROM perqueue_coalesced c USING perqueue_settled s"
+    " WHERE s.id = ANY(%s::bigint[]) AND s.state = 2 AND c.activity_id = s.id AND c.activity_type_id <> %s"
+    " RETURNING c.activity_id"
+)
 _DISCARD = """
 WITH moved AS (
     UPDATE perqueue_settled SET state = 3, rejection = NULL WHERE id = ANY(%s::bigint[]) AND state = 2
@@ -39,6 +45,8 @@ class PostgresOperator(PostgresOutbox):
         """Make rejected activities (None: all) pending again, with a corrected type if one is given."""
         count = 0
         for some in self._in_batches(activity_ids):
+            if activity_type_id is not None:
+                self._rows(_RELEASE, (some, activity_type_id))
             values = {"ids": some, "kind": activity_type_id, "attempts": 0}
             count += len(self._rows(REQUEUE, values))
         self.request_probe()
