@@ -1,5 +1,6 @@
 """What an operator does with all that Per refused."""
 
+import sqlite3
 from contextlib import closing
 
 import pytest
@@ -46,3 +47,12 @@ def test_what_is_refused_again_meanwhile_is_left_alone(operator, monkeypatch):
     monkeypatch.setattr(operator, "settled", settled)
     assert operator.requeue(None) == REFUSED
     assert operator.position().rejected + operator.position().pending == REFUSED
+
+
+def test_a_damaged_row_is_not_sent_under_a_corrected_type(operator):
+    """Its new checksum would pass it off as what was recorded."""
+    with closing(sqlite3.connect(operator.path)) as connection, connection:
+        connection.execute("UPDATE perqueue_activity SET user_id = 'USER_X' WHERE id = 5")
+    operator.requeue([4, 5], "RIGHT")
+    assert [activity.id for activity in operator.claim_waiting(0, REFUSED)] == [4]
+    assert operator.position().damaged == 1

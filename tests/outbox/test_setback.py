@@ -5,8 +5,9 @@ from contextlib import closing
 
 import pytest
 
+from perqueue import OutboxError
 from perqueue._activity import Event, Settlement
-from perqueue._outbox import Hold, OperatorOutbox
+from perqueue._outbox import Hold, OperatorOutbox, claims, counts
 
 ORIGIN = "http://127.0.0.1"
 NOW = 1_700_000_000_000
@@ -163,3 +164,80 @@ def test_outcomes_are_written_though_a_page_of_activities_cannot_be_read(outbox)
     settle(outbox, claimed, Event.ACCEPT)
     assert set(outbox.settled(ids)) == set(ids)
     assert not outbox.lost
+
+
+@pytest.mark.parametrize(
+    ("event", "through", "tables"),
+    [
+        (Event.ACCEPT, 1, ["activity"]),
+        (Event.DEFER, 1, ["activity"]),
+        (Event.ACCEPT, 3, ["activity", "settlement"]),
+    ],
+    ids=["settled", "waiting", "watermark"],
+)
+def test_no_number_is_given_again_of_which_something_is_known(outbox, event, through, tables):
+    """Who is recorded under it would be taken for who had it before, or be passed over."""
+    outbox.append("GROUP", "LAST", "TYPE", NOW)
+    (last,) = outbox.claim(2, 1)
+    done = Settlement(activity=last, event=event, answered_at=NOW, reason="no", not_before=NOW + 9)
+    outbox.settle([done], drained_through=through, refusals=(0, None))
+    with closing(sqlite3.connect(outbox.path)) as connection, connection:
+        for table, column in zip(tables, ("id", "activity_id"), strict=False):
+            connection.execute(f"DELETE FROM perqueue_{table} WHERE {column} = 3")
+    with pytest.raises(OutboxError, match="given twice"):
+        outbox.append("GROUP", "ANOTHER", "TYPE", NOW)
+
+
+def test_a_latest_row_that_is_gone_is_a_set_back_though_there_are_later_ones(outbox):
+    """Nothing but pruning, which is counted, takes away the row that was the latest."""
+    with closing(sqlite3.connect(outbox.path)) as connection, connection:
+        connection.execute(
+            "INSERT INTO perqueue_activity SELECT 3, billing_id, user_id, activity_type_id, recorded_at,"
+            " checksum FROM perqueue_activity WHERE id = 2"
+        )
+        connection.execute("DELETE FROM perqueue_activity WHERE id = 2")
+    outbox.position()
+    assert outbox.epoch == 1
+
+
+def test_a_damaged_row_is_no_set_back(outbox):
+    """The latest row with a text that is not its own any more still has its own checksum."""
+    with closing(sqlite3.connect(outbox.path)) as connection, connection:
+        connection.execute("UPDATE perqueue_activity SET user_id = 'PENDINF' WHERE id = 2")
+    outbox.position()
+    assert outbox.epoch == 0
+
+
+def test_no_more_are_counted_than_asked_for(outbox, monkeypatch):
+    """A limit that is no multiple of a slice is a limit all the same."""
+    monkeypatch.setattr(counts, "_SLICE", 4)
+    for n in range(9):
+        outbox.append("GROUP", f"USER_{n}", "TYPE", NOW)
+    assert outbox.count_pending(100, 6) == 6
+
+
+def test_the_trail_is_lost_through_the_latest_outcome_that_was_deleted(outbox):
+    """And not through that of the last activity; nothing goes that is not older than asked for."""
+    outbox.append("GROUP", "LAST", "TYPE", NOW)
+    (last,) = outbox.claim(2, 1)
+    early = Settlement(activity=last, event=Event.ACCEPT, answered_at=NOW - 5, transaction_id="T")
+    outbox.settle([early], drained_through=1, refusals=(0, None))
+    outbox.append("GROUP", "HIGHEST", "TYPE", NOW)
+    outbox.prune(NOW - 5, 10, 10)
+    assert set(fates(outbox)) == {"SETTLED", "PENDING", "LAST", "HIGHEST"}
+    outbox.prune(NOW + 1, 10, 10)
+    assert set(fates(outbox)) == {"PENDING", "HIGHEST"}
+    with closing(sqlite3.connect(outbox.path)) as connection:
+        assert connection.execute("SELECT trail_lost_through FROM perqueue_drain").fetchone() == (NOW,)
+
+
+def test_a_file_of_which_too_much_cannot_be_read_is_not_written_off(outbox, monkeypatch):
+    """However few at a time: beyond a number of unreadable rows nothing more is settled as damaged."""
+    for n in range(9):
+        outbox.append("GROUP", f"USER_{n}", "TYPE", NOW)
+    monkeypatch.setattr(claims, "_MOST_UNREADABLE", 4)
+    monkeypatch.setattr(outbox, "_read_one", lambda *_: None)
+    monkeypatch.setattr(outbox, "_read", lambda _, keys, values: outbox._read_each(keys, values))
+    with pytest.raises(OutboxError, match="more than 4 activities cannot be read"):
+        outbox.claim(1, 2)
+    assert outbox.position().damaged == 4
