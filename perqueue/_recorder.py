@@ -342,7 +342,10 @@ class PerQueue(Asking):
 
     def _follower(self) -> Worker:
         """Return the worker; a queue that does not drain has one only to hear what others settle."""
-        return self._worker or self._make_worker()
+        with self._close_lock:  # several that begin to wait at once share it, and a closed queue gets none
+            if self._closed:
+                self._refuse()
+            return self._worker or self._make_worker()
 
     def _make_worker(self) -> Worker:
         from perqueue._delivery.worker import Worker
@@ -365,10 +368,11 @@ class PerQueue(Asking):
             keep_delivered_ms=int(settings.keep_delivered.total_seconds() * 1000),
             clock=self._clock,
         )
-        self._finalizer.detach()
-        self._finalizer = self._end_when_dropped(worker)
-        self._worker = worker
-        return worker
+        if self._worker is None:  # else a signal handler, which waits, has made one meanwhile
+            self._finalizer.detach()
+            self._finalizer = self._end_when_dropped(worker)
+            self._worker = worker
+        return self._worker
 
     def _end_when_dropped(self, worker: Worker | None) -> weakref.finalize[..., PerQueue]:
         finalizer = weakref.finalize(self, _ending.end_elsewhere, self._outbox, worker, self._reporter)

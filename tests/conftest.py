@@ -2,7 +2,9 @@
 
 import gc
 import os
+import sys
 import threading
+import traceback
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -48,7 +50,14 @@ def _no_thread_left():
         gc.collect()  # a queue that was dropped without close() stops its threads once it is collected
     for thread in left:
         thread.join(timeout=5)
-    assert [thread.name for thread in left if thread.is_alive()] == []
+    alive = [thread for thread in left if thread.is_alive()]
+    frames = sys._current_frames()
+    where = "".join(
+        f"{thread.name}:\n{''.join(traceback.format_stack(frames[thread.ident]))}"
+        for thread in alive
+        if thread.ident in frames
+    )
+    assert alive == [], where
 
 
 @pytest.fixture(autouse=True)

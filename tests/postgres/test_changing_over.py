@@ -23,7 +23,7 @@ def test_changing_over_loses_and_doubles_nothing(per, make_queue, perqueue, outb
     for number in range(50):
         program.record("GROUP", f"NEW_{number}")
     result = perqueue("drain", "--outbox", old)
-    assert (result.exit_code, "delivered 50" in result.output) == (0, True)
+    assert (result.exit_code, result.output[:13]) == (0, "delivered 50 ")
     program.flush(10)
     assert set(users(per)) == {f"{when}_{number}" for when in ("OLD", "NEW") for number in range(50)}
     assert repeats(per) == 0

@@ -5,6 +5,7 @@ import gc
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
@@ -302,3 +303,36 @@ def test_waiting_from_a_callback_is_refused(make_queue):
         assert len(caught) == 2
         assert all("must not wait" in text for text in caught)
         queue.record("GROUP_A", "USER_2", activity_type_id="GOOD").wait(5)
+
+
+def test_those_who_wait_first_at_once_share_a_follower(make_queue, monkeypatch):
+    """A queue that only records begins to listen when somebody waits: once, however many begin together."""
+    queue = make_queue(drain=False)
+    receipts = [queue.record("GROUP", f"USER_{number}") for number in range(2)]
+    make, together = queue._make_worker, threading.Barrier(2)
+
+    def make_slowly():
+        with suppress(threading.BrokenBarrierError):
+            together.wait(0.5)  # for the other one, which must not come
+        return make()
+
+    monkeypatch.setattr(queue, "_make_worker", make_slowly)
+
+    def wait(receipt):
+        with pytest.raises(FlushTimeout):
+            receipt.wait(1)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(wait, receipts))
+    assert [thread.name for thread in threading.enumerate()].count("perqueue-drain") == 1
+
+
+def test_a_closed_queue_begins_to_listen_no_more(make_queue):
+    """Whoever begins to wait while the queue is being closed is told, and leaves no thread."""
+    queue = make_queue(drain=False)
+    queue.record("GROUP", "USER")
+    flush = queue._new_flush(10)
+    queue.close()
+    with pytest.raises(QueueClosed):
+        flush._nudge()
+    assert queue._worker is None
