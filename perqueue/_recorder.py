@@ -195,6 +195,7 @@ class PerQueue(Asking):
         except BaseException:
             self._outbox.close()
             raise
+        self._opened_at = position
         self._told = Told(position, self._outbox.epoch)
         self._measures: Measures | None = None
         if settings.meter_provider is not None or "opentelemetry.metrics" in sys.modules:

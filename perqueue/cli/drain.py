@@ -19,6 +19,7 @@ from perqueue.exceptions import OutboxError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from perqueue._outbox import Position
     from perqueue._recorder import PerQueue
     from perqueue._stats import Stats
 
@@ -72,7 +73,7 @@ def drain(outbox: str, timeout: float | None, *, watch: bool) -> None:
 
 
 def _drain(queue: PerQueue, stop: StopRequest, timeout: float | None) -> None:
-    before, began = queue.stats(), time.monotonic()
+    before, began = queue._opened_at, time.monotonic()  # noqa: SLF001 - delivery has begun since
     try:
         with _progress(before) as look:
             watched_flush(queue, timeout=timeout, patience=_PATIENCE, look=look, pause=stop.wait)
@@ -81,14 +82,14 @@ def _drain(queue: PerQueue, stop: StopRequest, timeout: float | None) -> None:
         raise Failure(message) from None
     finally:
         after, took = queue.stats(), time.monotonic() - began
-        delivered = after.delivered - before.delivered
+        delivered = after.delivered - before.accepted
         click.echo(
             f"delivered {delivered:,} in {took:.1f} s, {after.pending:,} pending, {after.rejected:,} rejected"
         )
 
 
 @contextmanager
-def _progress(before: Stats) -> Iterator[Callable[[Stats], None]]:
+def _progress(before: Position) -> Iterator[Callable[[Stats], None]]:
     if not (before.pending and _print.to_terminal()):
         yield lambda _: None
         return
@@ -98,7 +99,7 @@ def _progress(before: Stats) -> Iterator[Callable[[Stats], None]]:
         def look(stats: Stats) -> None:
             nonlocal shown
             done = sum((stats.delivered, stats.rejected, stats.damaged))
-            done -= sum((before.delivered, before.rejected, before.damaged))
+            done -= sum((before.accepted, before.rejected, before.damaged))
             done = max(shown, min(done, before.pending))
             bar.label = str(stats.state).replace("_", " ")
             bar.update(done - shown)

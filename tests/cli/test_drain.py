@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from perqueue import PerQueue
 from perqueue.cli._flush import Stopped, watched_flush
 from perqueue.exceptions import FlushTimeout
 from perqueue.sandbox import BadToken, Hang, Latency, Refuse, Status
@@ -78,6 +79,19 @@ def test_a_bad_token_is_exit_code_1_at_once(perqueue, record, per):
     assert "refused the activity token" in result.stderr
     assert per.activity_token not in result.output
     assert time.monotonic() - began < 10
+
+
+def test_it_counts_what_it_delivers_before_it_looks(perqueue, make_queue, monkeypatch, until):
+    """Delivery begins with the opening: what Per had before the first look is counted, too."""
+    make_queue(drain=False).record("GROUP_A", "USER_1")
+    begin = PerQueue.__init__
+
+    def slowly(self, *arguments, **options):
+        begin(self, *arguments, **options)
+        until(lambda: self.stats().pending == 0)
+
+    monkeypatch.setattr(PerQueue, "__init__", slowly)
+    assert perqueue("drain").output.startswith("delivered 1 in ")
 
 
 def test_it_waits_for_another_process_that_delivers(perqueue, make_queue, per):
