@@ -150,6 +150,8 @@ def test_record_in_somebody_elses_fork_hook(per, env):
 
 C_FORK = """
     import _imp, ctypes
+    # Looked up before: in a child the linker's own lock may be a thread's that is not there.
+    fork, after_fork_in_child = ctypes.PyDLL(None).fork, ctypes.pythonapi.PyOS_AfterFork_Child
     queue = PerQueue(exit_timeout=1.0)
     queue.record("GROUP", "BEFORE").wait(10)
     stop = threading.Event()
@@ -167,11 +169,11 @@ C_FORK = """
     for i in range(10):
         time.sleep(0.02)
         _imp.acquire_lock()
-        pid = ctypes.PyDLL(None).fork()  # as uWSGI forks: without Python's hooks before
+        pid = fork()  # as uWSGI forks: without Python's hooks before
         if pid:
             _imp.release_lock()
         else:
-            ctypes.pythonapi.PyOS_AfterFork_Child()  # without it CPython's own locks hang sometimes
+            after_fork_in_child()  # without it CPython's own locks hang sometimes
             for attempt in (lambda: queue.record("GROUP", "CHILD"), queue.stats, queue.flush):
                 began = time.monotonic()
                 try:
