@@ -368,3 +368,18 @@ def test_an_older_outbox_is_brought_up_to_date(path, per, make_queue):
     queue = make_queue(path, drain=False)
     assert isinstance(queue, PerQueue)
     assert len(queue.history()) == 1
+
+
+def test_an_attempt_is_of_every_moment_that_it_lasted(opened, path):
+    """A request is found in each period in which it was under way, whenever it began and ended."""
+    number = opened.append("GROUP", "USER", "TYPE", NOW - 5000)
+    (activity,) = opened.claim(0, 1)
+    settle(opened, activity, Event.DEFER, duration_ms=1000, reason="no answer")
+    with FileTrail(path) as trail:
+
+        def found(since, until):
+            return [each for each, _ in trail.attempted(1, 9, NOW + since, NOW + until)]
+
+        assert found(-500, 500) == found(-2000, -500) == found(-600, -400) == [number]
+        assert found(0, 9) == found(-1999, -1000) == [number]
+        assert found(1, 9) == found(-2000, -1001) == []
