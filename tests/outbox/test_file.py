@@ -330,3 +330,15 @@ def test_file_is_kept_in_order_by_its_owner(what, outbox, make_queue, per, tmp_p
         assert (queue.stats().pending, queue.stats().delivered) == (1, 5)
         queue.record("GROUP_A", "USER_6")
     assert sorted(activity.user_id for activity in per.activities) == [f"USER_{n}" for n in range(7)]
+
+
+def test_a_damaged_one_stands_for_no_other(path):
+    """With `coalesce`, one that turns out to be damaged is recorded anew, in this process, too."""
+    key, window = ("GROUP", "USER", "TYPE"), (0, 10)
+    with closing(make(path)) as outbox:
+        first, known = outbox.append_once(key, window, 1), outbox.refusals()
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("UPDATE perqueue_activity SET user_id = 'OTHER'")
+        assert outbox.claim(0, 5) == []
+        assert outbox.refusals() != known  # what this process remembers of windows is asked anew
+        assert outbox.append_once(key, window, 2) != first
